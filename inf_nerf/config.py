@@ -1,0 +1,317 @@
+"""One typed configuration: all defaults live here, a YAML file holds only differences.
+
+The same dotted keys serve files, ``--set key=value`` and sweeps.  Unknown keys are refused by name with the nearest
+known one, and numbers such as ``1e-2``, which YAML reads as text, are numbers.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from inf_nerf.errors import InputError
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A group of keys; immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SceneConfig(Section):
+    """Which photos, how large, in which frame, and which are held out."""
+
+    format: Literal["auto", "colmap", "transforms"] = "auto"
+    images_dir: str = "images"
+    masks_dir: str | None = None  # same relative names as the photos, any suffix; black pixels are ignored
+    max_side: Annotated[int, Field(ge=16)] | None = None  # longest side of pyramid level 0 in pixels; None: as photographed
+    pyramid_levels: Annotated[int, Field(ge=1, le=12)] = 5
+    min_observations: Annotated[int, Field(ge=2)] = 3
+    percentile: Annotated[float, Field(ge=0, lt=50)] = 1.0  # points beyond it on either side do not shape the cube
+    margin: NonNegative = 0.04  # the percentile box grows by this share of its extent on each side
+    orientation: Literal["auto", "none"] = "auto"
+    test_every: Annotated[int, Field(ge=2)] = 8
+    val_every: Annotated[int, Field(ge=0)] = 16  # of the photos that are not test; 0: none
+    train_list: Path | None = None  # text file, one photo name a line; replaces the default split
+    val_list: Path | None = None
+    test_list: Path | None = None
+
+
+class OctreeConfig(Section):
+    """How finely space is divided."""
+
+    num_levels: Annotated[int, Field(ge=1, le=20)] = 4
+    min_points: Count = 6  # finer points that an octant must hold to become a node
+    footprint_px: Positive = 1.0  # a footprint's radius in units of the pixel's side, for points and samples alike
+    res_upsample: Positive = 2.0  # a node's gsd is its side / (field.max_res * res_upsample)
+
+
+class FieldConfig(Section):
+    """The radiance field of every node."""
+
+    backend: Literal["auto", "torch", "numba", "tinycudann"] = "auto"
+    num_levels: Count = 16
+    features_per_level: Literal[1, 2, 4, 8] = 2
+    log2_table_size: Annotated[int, Field(ge=8, le=24)] = 19
+    base_res: Annotated[int, Field(ge=2)] = 16
+    max_res: Annotated[int, Field(ge=4)] = 2048
+    hidden_density: Count = 64
+    hidden_color: Count = 64
+    geo_features: Count = 15
+    appearance_dim: Annotated[int, Field(ge=0)] = 32
+
+
+class SamplerConfig(Section):
+    """Where along a ray the field is asked."""
+
+    kind: Literal["occupancy", "tree"] = "occupancy"
+    step: Positive = 1.0  # step length in footprints
+    max_samples: Count = 512  # candidate steps of one ray inside the root cube
+    tree_samples: tuple[Count, Count, Count] = (192, 96, 48)
+    background_samples: Annotated[int, Field(ge=0)] = 8
+    occupancy_res: Annotated[int, Field(ge=4, le=256)] = 32  # cells of a node's grid per side
+    occupancy_threshold: Positive = 0.02  # opacity over one step below which a cell is empty
+    occupancy_every: Count = 16
+    occupancy_warmup: Annotated[int, Field(ge=0)] = 256  # steps in which everything counts as occupied
+    occupancy_decay: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+
+class LossConfig(Section):
+    """Weights of the losses; zero switches one off."""
+
+    lambda_rgb: NonNegative = 1.0
+    lambda_depth: NonNegative = 0.01
+    lambda_sparsity: NonNegative = 0.001
+    lambda_consistency: NonNegative = 0.01
+    lambda_regularization: NonNegative = 0.002
+    lambda_appearance: NonNegative = 1e-4
+    regularised_nodes: Count = 4  # nodes drawn in a step for the two node losses
+    regularised_points: Count = 512  # points drawn in each of them
+    depth_rays: Annotated[int, Field(ge=0)] = 256  # track rays of a step over all workers
+
+
+class DataConfig(Section):
+    """Image tiles on disk and in memory."""
+
+    tile_size: Annotated[int, Field(ge=8, le=1024)] = 64
+    level_boost: Positive = 2.0  # a pixel of pyramid level l is drawn level_boost**l times as often as one of level 0
+    reservoir_mb: Positive = 1024.0  # decoded tiles that one worker keeps
+    swap_every: Count = 100  # steps between exchanges of part of a reservoir that is smaller than its shard
+
+
+class TrainConfig(Section):
+    """Optimiser, budget and workers."""
+
+    steps: Count = 200_000
+    max_seconds: Positive | None = None  # from the first step; the final evaluation is not counted
+    batch_size: Count = 65_536  # rays of one step over all workers
+    lr_init: Positive = 1e-2
+    lr_final: Positive = 1e-4
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    eps: Positive = 1e-15
+    grad_clip: NonNegative = 0.0  # largest norm of the joint gradient; 0: no clipping
+    num_workers: Annotated[int, Field(ge=0)] = 1  # 0: Ray Train's local mode, in this process
+    cpus_per_worker: Positive = 1.0
+    gpus_per_worker: NonNegative = 0.0
+    shared_upper_levels: Count = 1
+    seed: Annotated[int, Field(ge=0)] = 0
+    log_every: Count = 20
+    save_every: Count = 5000  # steps
+    save_seconds: Positive = 300.0
+    keep_checkpoints: Count = 2
+    val_rays: Count = 4096  # fixed rays of the val photos that every checkpoint is scored on
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    collective_timeout_seconds: Positive = 120.0
+
+    @model_validator(mode="after")
+    def _rates_decay(self) -> "TrainConfig":
+        if self.lr_final > self.lr_init:
+            raise ValueError(f"lr_final ({self.lr_final}) must not exceed lr_init ({self.lr_init})")
+        return self
+
+
+class EvalConfig(Section):
+    """How held-out photos are scored."""
+
+    chunk_samples: Annotated[int, Field(ge=1024)] = 262_144  # candidate samples held at once
+    right_half: bool = True
+    appearance_steps: Annotated[int, Field(ge=0)] = 100
+    appearance_rays: Count = 1024
+    appearance_lr: Positive = 0.05
+    sheet_photos: Annotated[int, Field(ge=0)] = 4
+
+
+class RenderConfig(Section):
+    """Pictures and videos."""
+
+    width: Count = 640
+    height: Count = 480
+    frames: Count = 90
+    fps: Count = 24
+    fov_degrees: Annotated[float, Field(gt=0, lt=175)] = 55.0  # horizontal
+    lod_blend: Annotated[float, Field(ge=0, le=1)] = 0.5  # width in octaves over which two levels are mixed
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    enabled: bool = True
+    experiment: str = "inf-nerf"
+    run_name: str | None = None
+    uri: str | None = None  # None: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working directory
+    log_checkpoint: bool = False  # upload the checkpoint itself; otherwise only its path and hash are recorded
+
+
+class Config(Section):
+    """Everything a run depends on."""
+
+    scene: SceneConfig = SceneConfig()
+    octree: OctreeConfig = OctreeConfig()
+    field: FieldConfig = FieldConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    loss: LossConfig = LossConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    render: RenderConfig = RenderConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _shared_levels_fit(self) -> "Config":
+        if self.train.shared_upper_levels > self.octree.num_levels:
+            raise ValueError(
+                f"train.shared_upper_levels ({self.train.shared_upper_levels}) must not exceed "
+                f"octree.num_levels ({self.octree.num_levels})"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """All keys, readable by :func:`load_config`."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted key -> plain value, in declaration order."""
+        return dict(_flatten(self.model_dump(mode="json")))
+
+    def digest(self, *sections: str) -> str:
+        """Hash of the named sections (all of them if none is named)."""
+        dump = self.model_dump(mode="json")
+        chosen = {name: dump[name] for name in sections or dump}
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_config(path: Path | None = None, overrides: Iterable[str] = (), base: Mapping[str, Any] | None = None) -> Config:
+    """Read a YAML file of differences and apply ``key=value`` overrides.
+
+    ``base`` replaces the defaults, e.g. with the configuration stored in a run.  Raises :class:`InputError` naming the
+    file, the key, and the nearest known key.
+    """
+    values: dict[str, Any] = json.loads(json.dumps(base)) if base else {}
+    source = "the command line"
+    if path is not None:
+        source = str(path)
+        _merge(values, _read_yaml(path))
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise InputError(f"--set {override!r} is not of the form key=value, for example --set train.steps=2000.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {override!r} has a value that is not valid YAML; quote it.") from error
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        _merge(values, value)
+    _refuse_unknown(values, Config, source, "")
+    try:
+        return Config.model_validate(_numbers(values, Config))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        found = f" (found {first['input']!r})" if key and not isinstance(first["input"], Mapping) else ""
+        message = first["msg"].removeprefix("Value error, ")
+        where = f"key {key!r}" if key else "the configuration"
+        raise InputError(f"In {source}, {where} is not usable: {message}{found}; correct its value.") from error
+
+
+def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every dotted key in declaration order."""
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += known_keys(kind, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise InputError(f"The config file {path} does not exist; name one such as configs/laptop.yaml.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML ({str(error).splitlines()[0]}); correct the file.") from error
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} holds a {type(content).__name__}, not a mapping of config sections; see configs/.")
+    return content
+
+
+def _merge(into: dict[str, Any], update: Mapping[str, Any]) -> None:
+    for key, value in update.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _refuse_unknown(values: Mapping[str, Any], section: type[BaseModel], source: str, prefix: str) -> None:
+    for key, value in values.items():
+        field = section.model_fields.get(key)
+        dotted = f"{prefix}{key}"
+        if field is None:
+            near = difflib.get_close_matches(dotted, known_keys(), n=1, cutoff=0.3) or known_keys()[:1]
+            raise InputError(f"In {source}, the key {dotted!r} is unknown; did you mean {near[0]!r}?")
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            if not isinstance(value, Mapping):
+                raise InputError(f"In {source}, {dotted!r} is a section of keys, but a {type(value).__name__} was found.")
+            _refuse_unknown(value, kind, source, f"{dotted}.")
+
+
+def _numbers(values: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any]:
+    """Turn text such as ``1e-2`` into numbers where the key is numeric (YAML 1.1 wants ``1.0e-2``)."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        kind = section.model_fields[key].annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            value = _numbers(value, kind)
+        elif isinstance(value, str) and "str" not in str(kind) and "Path" not in str(kind):
+            try:
+                number = float(value)
+                value = int(number) if number.is_integer() else number
+            except ValueError:
+                pass
+        result[key] = value
+    return result
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,1 @@
+"""What a ray sees: sampling, compositing, whole images, camera paths."""

@@ -1,0 +1,1 @@
+"""What was captured: cameras, photos, sparse points, the world frame, the synthetic city."""

@@ -1,0 +1,1 @@
+"""How it learns: losses, metrics, the loop, shared gradients, checkpoints."""
