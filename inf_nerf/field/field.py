@@ -1,0 +1,174 @@
+"""The radiance fields of all nodes: hash grid -> density head -> (density, geometry) -> colour head -> colour.
+
+Everything is stacked over the M nodes (the octree's, then the background), and a sample carries the index of its node.
+Samples arrive sorted by node.  The leaves keep one gradient buffer for ever, which backward adds to in place; `touched`
+says which nodes' slices of it mean anything, so that an untouched node has no gradient at all.
+"""
+
+import hashlib
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from inf_nerf.config import FieldConfig
+from inf_nerf.errors import InputError
+from inf_nerf.field.backends import resolve_backend
+from inf_nerf.field.hash_grid import GridSpec
+from inf_nerf.field.heads import (
+    layers_of,
+    num_weights,
+    packed_mlp,
+    packed_mlp_reference,
+    segment_bounds,
+    spherical_harmonics,
+    trunc_exp,
+)
+
+NUM_HARMONICS = 16
+TABLE_INIT = 1e-4
+
+
+class Field:
+    """Hash grids and heads of M nodes; float32.
+
+    ``tables`` [M, P, F], ``density_weights`` [M, Wd] and ``colour_weights`` [M, Wc] are leaves whose ``.grad`` always
+    exists.  ``touched`` [M] bool marks the nodes that were evaluated with gradients since ``clear_gradients``.
+    """
+
+    def __init__(self, config: FieldConfig, keys: Tensor, seed: int, device: str | torch.device = "cpu") -> None:
+        """``keys`` [M] int64; a node's initial values depend on ``seed`` and its key alone."""
+        self.config = config
+        self.keys = keys.cpu()
+        self.encoder = resolve_backend(config.backend, device)
+        self.spec = GridSpec(
+            config.num_levels, config.features_per_level, config.log2_table_size, config.base_res, config.max_res
+        )
+        hidden, geo = config.hidden_density, config.geo_features
+        self.density_sizes = (self.spec.num_features, hidden, 1 + geo)
+        hidden = config.hidden_color
+        self.colour_sizes = (geo + NUM_HARMONICS + config.appearance_dim, hidden, hidden, 3)
+
+        num_nodes = len(keys)
+        self.tables = _leaf((num_nodes, self.spec.num_entries, self.spec.features_per_level), device)
+        self.density_weights = _leaf((num_nodes, num_weights(self.density_sizes)), device)
+        self.colour_weights = _leaf((num_nodes, num_weights(self.colour_sizes)), device)
+        self.touched = torch.zeros(num_nodes, dtype=torch.bool, device=device)
+        self._leaves = {"table": self.tables, "density": self.density_weights, "colour": self.colour_weights}
+        self._parameters: dict[int, dict[str, nn.Parameter]] = {}
+        self._mlp = packed_mlp_reference if self.encoder.name == "torch" else packed_mlp
+        for index, key in enumerate(self.keys.tolist()):
+            self.load_state(index, self._initial(seed, key))
+
+    @property
+    def num_nodes(self) -> int:
+        """M, with the background."""
+        return len(self.keys)
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers trained, of all nodes."""
+        return sum(leaf.numel() for leaf in self._leaves.values())
+
+    def bytes_of(self, index: int) -> int:
+        """Bytes of one node's values, without gradients or optimiser state."""
+        return sum(leaf[index].numel() * leaf.element_size() for leaf in self._leaves.values())
+
+    def density(
+        self,
+        xyz: Tensor,  # [Q, 3] in the node's own [0, 1]
+        node: Tensor,  # [Q] int64, ascending
+    ) -> tuple[Tensor, Tensor]:  # [Q], [Q, G]
+        """Density per unit of scene length, and the geometry features that the colour is computed from."""
+        bounds = self._bounds(node)
+        features = self.encoder(self.spec, self.tables, xyz, node)  # [Q, L * F]
+        raw = self._mlp(self.density_weights, features, bounds, self.density_sizes)  # [Q, 1 + G]
+        return trunc_exp(raw[:, 0]), raw[:, 1:]
+
+    def colour(
+        self,
+        geo: Tensor,  # [Q, G] from density
+        direction: Tensor,  # [Q, 3] unit
+        appearance: Tensor,  # [Q, A]
+        node: Tensor,  # [Q] int64, ascending
+    ) -> Tensor:  # [Q, 3]
+        """sRGB-encoded colour in [0, 1] seen along ``direction``."""
+        bounds = self._bounds(node)
+        # Unbounded geometry features led to NaN after long trainings in the authors' code; hence the sigmoid.
+        given = torch.cat([torch.sigmoid(geo), spherical_harmonics(direction.detach()), appearance], dim=-1)
+        return torch.sigmoid(self._mlp(self.colour_weights, given, bounds, self.colour_sizes))
+
+    def requires_grad_(self, flag: bool) -> "Field":
+        """Train (True) or freeze (False) every node; a frozen field passes gradients on but collects none."""
+        for leaf in self._leaves.values():
+            leaf.requires_grad_(flag)
+        return self
+
+    def parameters_of(self, index: int) -> dict[str, nn.Parameter]:
+        """One node's ``table`` [P, F], ``density`` [Wd], ``colour`` [Wc]: sharing storage, the same objects always."""
+        if index not in self._parameters:
+            self._parameters[index] = {name: nn.Parameter(leaf.detach()[index]) for name, leaf in self._leaves.items()}
+        return self._parameters[index]
+
+    def expose_gradients(self) -> None:
+        """Give the parameters of touched nodes their gradients (views of the buffers) and the others none."""
+        for index, touched in enumerate(self.touched.tolist()):
+            for name, parameter in self.parameters_of(index).items():
+                gradient = self._leaves[name].grad
+                parameter.grad = gradient[index] if touched and gradient is not None else None
+
+    def clear_gradients(self) -> None:
+        """Zero what touched nodes collected and mark all nodes untouched."""
+        for index in self.touched.nonzero().flatten().tolist():
+            for leaf in self._leaves.values():
+                if leaf.grad is not None:
+                    leaf.grad[index].zero_()
+        self.touched.zero_()
+
+    def state_of(self, index: int) -> dict[str, Tensor]:
+        """One node's values (views): ``table`` [P, F], ``density`` [Wd], ``colour`` [Wc]."""
+        return {name: leaf.detach()[index] for name, leaf in self._leaves.items()}
+
+    def load_state(self, index: int, state: dict[str, Tensor]) -> None:
+        """Overwrite one node's values; raises :class:`InputError` when they belong to other field settings."""
+        for name, target in self.state_of(index).items():
+            found = state.get(name)
+            if found is None or found.shape != target.shape:
+                shape = "nothing" if found is None else f"shape {tuple(found.shape)}"
+                raise InputError(
+                    f"The values of node {int(self.keys[index])} hold {shape} for {name!r} where "
+                    f"{tuple(target.shape)} is expected; use the field settings of the run that they were saved by."
+                )
+            target.copy_(found)
+
+    def _bounds(self, node: Tensor) -> Tensor:
+        bounds = segment_bounds(node, self.num_nodes)  # [M + 1]
+        if torch.is_grad_enabled() and self.tables.requires_grad:
+            self.touched |= bounds[1:] > bounds[:-1]
+        return bounds
+
+    def _initial(self, seed: int, key: int) -> dict[str, Tensor]:
+        digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+        table = torch.empty(self.spec.num_entries, self.spec.features_per_level)
+        return {
+            "table": table.uniform_(-TABLE_INIT, TABLE_INIT, generator=generator),
+            "density": _initial_head(self.density_sizes, generator),
+            "colour": _initial_head(self.colour_sizes, generator),
+        }
+
+
+def _leaf(shape: tuple[int, ...], device: str | torch.device) -> Tensor:
+    leaf = torch.zeros(shape, device=device, requires_grad=True)
+    leaf.grad = torch.zeros(shape, device=device)
+    return leaf
+
+
+def _initial_head(sizes: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Weights [W], each layer Xavier uniform as in tinycudann: within sqrt(6 / (in + out))."""
+    weights = torch.empty(num_weights(sizes))
+    for layer, (wide, out) in zip(layers_of(weights, sizes), pairwise(sizes), strict=True):
+        limit = math.sqrt(6 / (wide + out))
+        layer.uniform_(-limit, limit, generator=generator)
+    return weights

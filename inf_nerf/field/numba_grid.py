@@ -1,0 +1,187 @@
+"""The hash grid on the CPU: compiled loops that stay inside one node's one level for as long as they can.
+
+Same function and conventions as :func:`inf_nerf.field.hash_grid.encode`, float32 only.  Forward takes blocks of samples
+in parallel and, in a block, one level after the other.  Backward gives each level to one thread, which adds in sample
+order: no atomics, and the same bits whatever the number of threads.  Floating-point contraction is off, so positions
+and weights round as in the torch twin, and only the order of the eight-term sum differs.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+from inf_nerf.field.hash_grid import PRIMES, GridSpec
+from inf_nerf.field.heads import persistent_gradient
+
+BLOCK = 1024  # samples whose features of all levels stay in the L2 cache while they are written level by level
+PRIME_Y, PRIME_Z = np.uint32(PRIMES[1]), np.uint32(PRIMES[2])
+HALF, ONE = np.float32(0.5), np.float32(1)
+
+
+def encode(spec: GridSpec, table: Tensor, xyz: Tensor, node: Tensor) -> Tensor:
+    """Features [Q, L * F] of positions ``xyz`` [Q, 3] in their nodes [Q] of ``table`` [M, P, F].
+
+    Fastest when samples are sorted by node.  Backward adds to ``table.grad`` in place (it is made once if missing);
+    positions get no gradient, and ``torch.autograd.grad`` with respect to the table is not supported.
+    """
+    return _Encode.apply(table, xyz, node, spec)  # pyright: ignore[reportReturnType]
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, xyz: Tensor, node: Tensor, spec: GridSpec) -> Tensor:
+        if table.dtype != torch.float32 or xyz.dtype != torch.float32:
+            raise TypeError(f"the numba grid is float32 only, found a {table.dtype} table and {xyz.dtype} positions")
+        if len(node) and not 0 <= int(node.min()) <= int(node.max()) < len(table):
+            raise IndexError(f"sample nodes reach from {int(node.min())} to {int(node.max())}, nodes are {len(table)}")
+        xyz, node = xyz.detach().contiguous(), node.contiguous()
+        features = torch.empty(len(xyz), spec.num_features)
+        _threads()
+        forward, _ = _kernels(spec.features_per_level)
+        forward(*_levels(spec), table.detach().numpy(), xyz.numpy(), node.numpy(), features.numpy())
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(xyz, node)
+            ctx.table, ctx.spec = table, spec
+        return features
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, None, None]:
+        xyz, node = ctx.saved_tensors
+        gradient = persistent_gradient(ctx.table)
+        _threads()
+        _, backward = _kernels(ctx.spec.features_per_level)
+        arrays = xyz.numpy(), node.numpy(), grad_outputs[0].contiguous().numpy()
+        backward(*_levels(ctx.spec), gradient.numpy(), *arrays)
+        return None, None, None, None
+
+
+def _threads() -> None:
+    """Use as many threads as torch does, in the calling thread."""
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # pyright: ignore
+
+
+@cache
+def _levels(spec: GridSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Per level [L]: scale, vertices a side (0 where hashed), entries, first entry."""
+    strides = [0 if hashed else res for hashed, res in zip(spec.hashed, spec.resolutions, strict=True)]
+    return (
+        np.array(spec.scales, np.float32),
+        np.array(strides, np.uint32),
+        np.array(spec.sizes, np.uint32),
+        np.array(spec.offsets[:-1], np.int64),
+    )
+
+
+@njit(inline="always")
+def _unit(x):
+    """x clamped to [0, 1]; NaN becomes 0, so that no input can reach outside the table."""
+    return min(x, ONE) if x > 0 else np.float32(0)
+
+
+@njit(inline="always")
+def _corners(stride, size, x, y, z):
+    """The entries of a cell's eight vertices, x fastest; ``stride`` is 0 in a hashed level."""
+    one = np.uint32(1)
+    if stride == 0:
+        mask = size - one
+        x1 = x + one
+        y0, y1 = y * PRIME_Y, (y + one) * PRIME_Y
+        z0, z1 = z * PRIME_Z, (z + one) * PRIME_Z
+        a, b, c, d = y0 ^ z0, y1 ^ z0, y0 ^ z1, y1 ^ z1
+        return (
+            (x ^ a) & mask,
+            (x1 ^ a) & mask,
+            (x ^ b) & mask,
+            (x1 ^ b) & mask,
+            (x ^ c) & mask,
+            (x1 ^ c) & mask,
+            (x ^ d) & mask,
+            (x1 ^ d) & mask,
+        )
+    a = x + stride * (y + stride * z)
+    b = a + stride
+    c = a + stride * stride
+    d = c + stride
+    return (
+        _wrap(a, size),
+        _wrap(a + one, size),
+        _wrap(b, size),
+        _wrap(b + one, size),
+        _wrap(c, size),
+        _wrap(c + one, size),
+        _wrap(d, size),
+        _wrap(d + one, size),
+    )
+
+
+@njit(inline="always")
+def _wrap(index, size):
+    """index % size; a vertex one step outside the cube lies less than one table length behind its end."""
+    return index - size if index >= size else index
+
+
+@njit(inline="always")
+def _weights(fx, fy, fz):
+    """Trilinear weights of a cell's eight vertices, x fastest."""
+    gx, gy, gz = ONE - fx, ONE - fy, ONE - fz
+    return (
+        gx * gy * gz,
+        fx * gy * gz,
+        gx * fy * gz,
+        fx * fy * gz,
+        gx * gy * fz,
+        fx * gy * fz,
+        gx * fy * fz,
+        fx * fy * fz,
+    )
+
+
+@cache
+def _kernels(num_features: int) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Forward and backward for F features per level, a constant that the compiler unrolls."""
+
+    @njit(parallel=True, nogil=True, cache=True)
+    def forward(scales, strides, sizes, offsets, table, xyz, node, features):
+        num_samples = len(xyz)
+        for block in prange((num_samples + BLOCK - 1) // BLOCK):
+            for level in range(len(scales)):
+                scale, stride, size, offset = scales[level], strides[level], sizes[level], offsets[level]
+                column = level * num_features
+                for q in range(block * BLOCK, min((block + 1) * BLOCK, num_samples)):
+                    x = _unit(xyz[q, 0]) * scale + HALF
+                    y = _unit(xyz[q, 1]) * scale + HALF
+                    z = _unit(xyz[q, 2]) * scale + HALF
+                    cx, cy, cz = np.uint32(x), np.uint32(y), np.uint32(z)
+                    rows = _corners(stride, size, cx, cy, cz)
+                    weights = _weights(x - np.float32(cx), y - np.float32(cy), z - np.float32(cz))
+                    m = node[q]
+                    for f in range(num_features):
+                        value = np.float32(0)
+                        for corner in range(8):
+                            value += weights[corner] * table[m, offset + rows[corner], f]
+                        features[q, column + f] = value
+
+    @njit(parallel=True, nogil=True, cache=True)
+    def backward(scales, strides, sizes, offsets, gradient, xyz, node, grad_features):
+        for level in prange(len(scales)):
+            scale, stride, size, offset = scales[level], strides[level], sizes[level], offsets[level]
+            column = level * num_features
+            for q in range(len(xyz)):
+                x = _unit(xyz[q, 0]) * scale + HALF
+                y = _unit(xyz[q, 1]) * scale + HALF
+                z = _unit(xyz[q, 2]) * scale + HALF
+                cx, cy, cz = np.uint32(x), np.uint32(y), np.uint32(z)
+                rows = _corners(stride, size, cx, cy, cz)
+                weights = _weights(x - np.float32(cx), y - np.float32(cy), z - np.float32(cz))
+                m = node[q]
+                for corner in range(8):
+                    for f in range(num_features):
+                        gradient[m, offset + rows[corner], f] += weights[corner] * grad_features[q, column + f]
+
+    return forward, backward

@@ -1,0 +1,79 @@
+"""Which cells of a node are worth asking: one coarse grid of optical depths per node.
+
+A cell holds a decaying maximum of the optical depth (density times cell side) found at random points inside it; it is
+empty when that falls under a threshold.  Cells that hold sparse points are protected: they are never empty.  All cells
+count as occupied until ``enabled`` is set, because density has to appear before it can be missed.
+"""
+
+import torch
+from torch import Tensor
+
+from inf_nerf.field.field import Field
+
+
+class Occupancy:
+    """Grids of N nodes with G cells per side."""
+
+    def __init__(
+        self, num_nodes: int, resolution: int, threshold: float, decay: float, device: torch.device | str = "cpu"
+    ) -> None:
+        self.resolution = resolution
+        self.threshold = threshold
+        self.decay = decay
+        self.enabled = False
+        self.depth = torch.zeros(num_nodes, resolution**3, device=device)  # [N, G^3] optical depth of a cell
+        self.protected = torch.zeros(num_nodes, resolution**3, dtype=torch.bool, device=device)  # [N, G^3]
+        self.occupied = torch.ones(num_nodes, resolution**3, dtype=torch.bool, device=device)  # [N, G^3]
+
+    @property
+    def num_nodes(self) -> int:
+        return self.depth.shape[0]
+
+    def cell(self, xyz: Tensor) -> Tensor:
+        """Cell index [Q] of node-local positions [Q, 3] in [0, 1] (x slowest)."""
+        i = (xyz * self.resolution).long().clamp_(0, self.resolution - 1)
+        return (i[:, 0] * self.resolution + i[:, 1]) * self.resolution + i[:, 2]
+
+    def contains(self, xyz: Tensor, node: Tensor) -> Tensor:
+        """Whether node-local positions [Q, 3] lie in occupied cells of their nodes [Q]; bool [Q]."""
+        return self.occupied.view(-1)[node * self.resolution**3 + self.cell(xyz)]
+
+    def protect(self, xyz: Tensor, node: Tensor) -> None:
+        """Keep the cells around node-local points [P, 3] of nodes [P] occupied whatever the field says."""
+        offsets = torch.tensor([-1.0, 0.0, 1.0]) * (0.5 / self.resolution)
+        for shift in torch.cartesian_prod(offsets, offsets, offsets).to(xyz):
+            near = xyz + shift
+            inside = ((near >= 0) & (near < 1)).all(1)
+            self.protected[node[inside], self.cell(near[inside])] = True
+
+    @torch.no_grad()
+    def probe(self, field: Field, node: int, side: float, share: int, shares: int, generator: torch.Generator) -> None:
+        """Measure every ``shares``-th cell of a node (starting at ``share``) at one random point each.
+
+        ``side`` is the node's side in scene units.  The generator must be the same on all ranks that hold the node.
+        """
+        g = self.resolution
+        # a stride coprime to the grid spreads each share over the whole cube
+        cells = torch.arange(share, g**3, shares, device=self.depth.device) * 48_271 % g**3
+        corner = torch.stack((cells // g**2, cells // g % g, cells % g), 1)
+        shift = torch.rand(len(cells), 3, generator=generator).to(corner.device)
+        index = torch.full((len(cells),), node, dtype=torch.int64, device=corner.device)
+        sigma, _ = field.density((corner + shift) / g, index)
+        found = sigma * (side / g)
+        self.depth[node, cells] = torch.maximum(self.depth[node, cells] * self.decay, found)
+
+    def refresh(self) -> None:
+        """Recompute which cells are occupied."""
+        if self.enabled:
+            self.occupied = (self.depth > self.threshold) | self.protected
+        else:
+            self.occupied.fill_(True)
+
+    def state_of(self, node: int) -> dict[str, Tensor]:
+        """Tensors that rebuild one node's grid."""
+        return {"depth": self.depth[node], "protected": self.protected[node]}
+
+    def load_state(self, node: int, state: dict[str, Tensor]) -> None:
+        """Restore one node's grid; call :meth:`refresh` after the last node."""
+        self.depth[node] = state["depth"]
+        self.protected[node] = state["protected"]
