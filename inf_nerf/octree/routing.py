@@ -1,9 +1,9 @@
 """Which node answers a sample.
 
-Letters: Q samples, A samples that still descend.  A node answers the samples whose footprint is not below its gsd;
-finer samples go to the child in their octant.  Where that child does not exist, the node answers: nothing finer was
-captured there, or (FOREIGN) this tree was cut and the node stands in.  Samples are expected inside the root cube.  A
-training jitter of the footprint is the caller's.
+Letters: Q samples.  A node answers the samples whose footprint is not below its gsd; finer samples go to the child in
+their octant.  Where that child does not exist, the node answers: nothing finer was captured there, or (FOREIGN) this
+tree was cut and the node stands in.  Samples are expected inside the root cube.  A training jitter of the footprint is
+the caller's.
 """
 
 import torch
@@ -11,40 +11,35 @@ from torch import Tensor
 
 from inf_nerf.octree.topology import ABSENT, FOREIGN, Octree, octant
 
+BELOW_ONE = 1 - 2.0**-24  # the largest float32 below 1
+
 
 def route(octree: Octree, xyz: Tensor, footprint: Tensor) -> tuple[Tensor, Tensor]:
     """Node [Q] int64 of each sample and whether it stands in for a FOREIGN child [Q] bool.
 
-    ``xyz`` [Q, 3] is in the scene frame, ``footprint`` [Q] in scene units.  One pass: the set of samples that still
-    descend shrinks level by level, and since all of them are on one level, the gsd is a number.
+    ``xyz`` [Q, 3] float32 is in the scene frame, ``footprint`` [Q] in scene units.  One table look-up per level and no
+    branch on the data: all samples that still descend are on the level of the pass, so the gsd is a number, and the
+    octants of all levels are the bits of the sample's cell in the finest grid (exact, since cells are powers of two).
     """
-    node = torch.zeros(len(xyz), dtype=torch.int64, device=xyz.device)
-    foreign = torch.zeros(len(xyz), dtype=torch.bool, device=xyz.device)
-    parents = octree.level[(octree.children != ABSENT).any(dim=1)]  # levels of the nodes that can pass a sample on
-    if len(xyz) == 0 or len(parents) == 0:
-        return node, foreign
-    num_passes = int(parents[-1]) + 1
+    passing = octree.level[(octree.children != ABSENT).any(dim=1)]  # levels of the nodes that can pass a sample on
     root_gsd = float(octree.gsd[0])
-    table = octree.children.to(torch.int32).flatten()  # [N * 8]; half the traffic of int64
-    below = torch.nonzero(footprint < root_gsd).flatten()  # [A] indices of the samples that go down
-    place = torch.zeros(len(below), dtype=torch.int32, device=xyz.device)  # [A] their nodes
-    xyz, footprint = xyz[below], footprint[below]  # [A, 3], [A]
+    num_passes = int(passing[-1]) + 1 if len(passing) and len(xyz) else 0
+    finest = float(footprint.min()) if num_passes else root_gsd
+    while num_passes and finest >= root_gsd * 0.5 ** (num_passes - 1):  # levels that no sample leaves downwards
+        num_passes -= 1
+    state = torch.zeros(len(xyz), dtype=torch.int32, device=xyz.device)
+    if num_passes == 0:
+        return state.to(torch.int64), state.to(torch.bool)
+    step, answer = octree.descent
+    half_grid = 2.0 ** (num_passes - 1)  # cells from the centre of the root cube to its side
+    cell = xyz.t().clone(memory_format=torch.contiguous_format).clamp_(-1, BELOW_ONE)  # [3, Q]
+    cell = cell.mul_(half_grid).floor_().add_(half_grid).to(torch.int32)
     for level in range(num_passes):
-        centre = octree.centre[place] if level else octree.centre[0]
-        above = (xyz >= centre).to(torch.int32)  # [A, 3]
-        place = table[place.mul_(2).add_(above[:, 0]).mul_(2).add_(above[:, 1]).mul_(2).add_(above[:, 2])]
-        foreign[below[place == FOREIGN]] = True
-        arrived = torch.nonzero(place >= 0).flatten()
-        if len(arrived) < len(place):
-            below, place = below[arrived], place[arrived]
-            xyz, footprint = xyz[arrived], footprint[arrived]
-        node[below] = place.to(torch.int64)
-        if level + 1 < num_passes:
-            going = torch.nonzero(footprint < root_gsd * 0.5 ** (level + 1)).flatten()
-            if len(going) < len(place):
-                below, place = below[going], place[going]
-                xyz, footprint = xyz[going], footprint[going]
-    return node, foreign
+        above = (cell >> (num_passes - 1 - level)).bitwise_and_(1)  # [3, Q]
+        octants = torch.add(above[2], torch.add(above[1], above[0], alpha=2), alpha=2)
+        finer = torch.add(footprint < root_gsd * 0.5**level, state, alpha=2)  # 2 * state + finer
+        state = step.index_select(0, torch.add(octants, finer, alpha=8))
+    return answer.index_select(0, state), state >= 2 * octree.num_nodes
 
 
 def route_recursive(octree: Octree, xyz: Tensor, footprint: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,11 +85,10 @@ def blend_neighbour(
     weight = torch.zeros_like(footprint)
     if width == 0:
         return second, weight
-    octaves = torch.log2(
-        footprint / octree.gsd[node]
-    )  # above the boundary to the finer level; 1 is that to the coarser
+    octaves = torch.log2(footprint / octree.gsd.index_select(0, node))  # 0: boundary to the finer level, 1: coarser
     finer = torch.nonzero((octaves >= 0) & (octaves < width / 2)).flatten()
-    child = octree.children[node[finer], octant(xyz[finer], octree.centre[node[finer]])]
+    near = node.index_select(0, finer)
+    child = octree.children[near, octant(xyz.index_select(0, finer), octree.centre.index_select(0, near))]
     finer, child = finer[child >= 0], child[child >= 0]
     second[finer] = child
     weight[finer] = (0.5 - octaves[finer] / width).clamp_(0, 0.5)

@@ -9,6 +9,7 @@ cached is named by this key; the index of a node only has a meaning inside one :
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -118,6 +119,20 @@ class Octree:
         for tensor in (self.keys, self.children, self.gsd):
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def descent(self) -> tuple[Tensor, Tensor]:
+        """The routing rule as a table: ``step`` [3 * N * 16] int32 and ``answer`` [3 * N] int64.
+
+        State n says "at node n", N + n "node n answers since its child is absent", 2 N + n "node n stands in for a
+        foreign child".  ``step[16 * state + 8 * finer + octant]`` is the next state, ``answer[state]`` its node.
+        """
+        count = self.num_nodes
+        state = torch.arange(3 * count, dtype=torch.int32, device=self.keys.device)
+        step = state[:, None, None].repeat(1, 2, 8)  # a sample that is not finer, or that has an answer, stays
+        stay = torch.where(self.children == FOREIGN, 2 * count, count) + state[:count, None]
+        step[:count, 1] = torch.where(self.children >= 0, self.children, stay).to(torch.int32)
+        return step.flatten(), (state % count).to(torch.int64)
 
     def to(self, device: torch.device | str) -> "Octree":
         """The same tree with its arrays on ``device``."""
