@@ -1,19 +1,23 @@
 """The hash grid on the CPU: compiled loops that stay inside one node's one level for as long as they can.
 
-Same function and conventions as :func:`inf_nerf.field.hash_grid.encode`, float32 only.  Forward takes blocks of samples
-in parallel and, in a block, one level after the other.  Backward gives each level to one thread, which adds in sample
+Same function and conventions as :func:`inf_nerf.field.hash_grid.encode`, float32 only.  Forward goes over blocks of
+samples and, in a block, over one level after the other.  Backward gives each level to one thread, which adds in sample
 order: no atomics, and the same bits whatever the number of threads.  Floating-point contraction is off, so positions
 and weights round as in the torch twin, and only the order of the eight-term sum differs.
+
+Threads are Python threads around kernels that release the GIL, as many as torch uses.  Numba's own thread pools are
+avoided: its OpenMP pool shares torch's runtime and silently resets torch's number of threads to all cores.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
-import numba
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import njit
 from torch import Tensor
 
 from inf_nerf.field.hash_grid import PRIMES, GridSpec
@@ -42,9 +46,9 @@ class _Encode(torch.autograd.Function):
             raise IndexError(f"sample nodes reach from {int(node.min())} to {int(node.max())}, nodes are {len(table)}")
         xyz, node = xyz.detach().contiguous(), node.contiguous()
         features = torch.empty(len(xyz), spec.num_features)
-        _threads()
         forward, _ = _kernels(spec.features_per_level)
-        forward(*_levels(spec), table.detach().numpy(), xyz.numpy(), node.numpy(), features.numpy())
+        arrays = table.detach().numpy(), xyz.numpy(), node.numpy(), features.numpy()
+        _in_threads(forward, len(xyz), *_levels(spec), *arrays)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(xyz, node)
             ctx.table, ctx.spec = table, spec
@@ -54,16 +58,21 @@ class _Encode(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, None, None]:
         xyz, node = ctx.saved_tensors
         gradient = persistent_gradient(ctx.table)
-        _threads()
         _, backward = _kernels(ctx.spec.features_per_level)
-        arrays = xyz.numpy(), node.numpy(), grad_outputs[0].contiguous().numpy()
-        backward(*_levels(ctx.spec), gradient.numpy(), *arrays)
+        arrays = gradient.numpy(), xyz.numpy(), node.numpy(), grad_outputs[0].contiguous().numpy()
+        _in_threads(backward, ctx.spec.num_levels, *_levels(ctx.spec), *arrays)
         return None, None, None, None
 
 
-def _threads() -> None:
-    """Use as many threads as torch does, in the calling thread."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # pyright: ignore
+def _in_threads(kernel: Callable[..., None], total: int, *arrays: np.ndarray) -> None:
+    """Call ``kernel(first, last, *arrays)`` on parts that cover ``range(total)``."""
+    parts = min(torch.get_num_threads(), total)
+    if parts <= 1:
+        return kernel(0, total, *arrays)
+    bounds = [total * part // parts for part in range(parts + 1)]
+    with ThreadPoolExecutor(parts) as pool:
+        for done in [pool.submit(kernel, first, last, *arrays) for first, last in pairwise(bounds)]:
+            done.result()
 
 
 @cache
@@ -146,30 +155,29 @@ def _weights(fx, fy, fz):
 def _kernels(num_features: int) -> tuple[Callable[..., None], Callable[..., None]]:
     """Forward and backward for F features per level, a constant that the compiler unrolls."""
 
-    @njit(parallel=True, nogil=True, cache=True)
-    def forward(scales, strides, sizes, offsets, table, xyz, node, features):
-        num_samples = len(xyz)
-        for block in prange((num_samples + BLOCK - 1) // BLOCK):
+    @njit(nogil=True, cache=True)
+    def forward(first, last, scales, strides, sizes, offsets, table, xyz, node, features):
+        for start in range(first, last, BLOCK):
             for level in range(len(scales)):
                 scale, stride, size, offset = scales[level], strides[level], sizes[level], offsets[level]
                 column = level * num_features
-                for q in range(block * BLOCK, min((block + 1) * BLOCK, num_samples)):
+                for q in range(start, min(start + BLOCK, last)):
                     x = _unit(xyz[q, 0]) * scale + HALF
                     y = _unit(xyz[q, 1]) * scale + HALF
                     z = _unit(xyz[q, 2]) * scale + HALF
                     cx, cy, cz = np.uint32(x), np.uint32(y), np.uint32(z)
                     rows = _corners(stride, size, cx, cy, cz)
                     weights = _weights(x - np.float32(cx), y - np.float32(cy), z - np.float32(cz))
-                    m = node[q]
+                    entries = table[node[q], offset : offset + size]
                     for f in range(num_features):
                         value = np.float32(0)
                         for corner in range(8):
-                            value += weights[corner] * table[m, offset + rows[corner], f]
+                            value += weights[corner] * entries[rows[corner], f]
                         features[q, column + f] = value
 
-    @njit(parallel=True, nogil=True, cache=True)
-    def backward(scales, strides, sizes, offsets, gradient, xyz, node, grad_features):
-        for level in prange(len(scales)):
+    @njit(nogil=True, cache=True)
+    def backward(first, last, scales, strides, sizes, offsets, gradient, xyz, node, grad_features):
+        for level in range(first, last):
             scale, stride, size, offset = scales[level], strides[level], sizes[level], offsets[level]
             column = level * num_features
             for q in range(len(xyz)):
@@ -179,9 +187,9 @@ def _kernels(num_features: int) -> tuple[Callable[..., None], Callable[..., None
                 cx, cy, cz = np.uint32(x), np.uint32(y), np.uint32(z)
                 rows = _corners(stride, size, cx, cy, cz)
                 weights = _weights(x - np.float32(cx), y - np.float32(cy), z - np.float32(cz))
-                m = node[q]
+                entries = gradient[node[q], offset : offset + size]
                 for corner in range(8):
                     for f in range(num_features):
-                        gradient[m, offset + rows[corner], f] += weights[corner] * grad_features[q, column + f]
+                        entries[rows[corner], f] += weights[corner] * grad_features[q, column + f]
 
     return forward, backward
