@@ -1,0 +1,135 @@
+"""Whole pictures: the rays of one camera at one pyramid level, rendered in chunks.
+
+h, w: size of the picture; M: nodes of the field (octree nodes, then the background); colours are sRGB-encoded in
+[0, 1]; depths are distances along the unit ray in the scene frame.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from inf_nerf.scene.cameras import Cameras, Rays
+
+SMALLEST_CHUNK = 256  # rays; fewer only waste time in overhead
+LARGEST_CHUNK = 16_384
+PER_PIXEL = ("rgb", "depth", "opacity", "level")
+PER_NODE = ("touched", "share")
+
+
+class ChunkOfRays(Protocol):
+    """What rendering a batch of R rays yields."""
+
+    @property
+    def rgb(self) -> Tensor: ...  # [R, 3]
+    @property
+    def depth(self) -> Tensor: ...  # [R]
+    @property
+    def opacity(self) -> Tensor: ...  # [R]
+    @property
+    def level(self) -> Tensor: ...  # [R] mean octree level, weighted by contribution
+    @property
+    def touched(self) -> Tensor: ...  # [M] bool
+    @property
+    def share(self) -> Tensor: ...  # [M] compositing weight answered by each node
+    @property
+    def num_samples(self) -> int: ...
+
+
+class RayRenderer(Protocol):
+    """Anything that answers rays; the model of the library does."""
+
+    def render(self, rays: Rays, *, lod_blend: float = ..., appearance: Tensor | None = ...) -> ChunkOfRays: ...
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The pixels ``top <= y < bottom`` and ``left <= x < right`` of a picture."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.left < self.right and 0 <= self.top < self.bottom):
+            raise ValueError(f"a crop needs at least one pixel, got {self}")
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+
+@dataclass(frozen=True)
+class RenderedImage:
+    """A rendered picture and what rendering it took."""
+
+    rgb: Tensor  # [h, w, 3]
+    depth: Tensor  # [h, w]
+    opacity: Tensor  # [h, w]
+    level: Tensor  # [h, w] mean octree level behind each pixel
+    touched: Tensor  # [M] bool, nodes that were asked
+    share: Tensor  # [M] compositing weight answered by each node, summed over the pixels
+    num_samples: int
+
+
+def chunk_rays(chunk_samples: int, samples_per_ray: int) -> int:
+    """Rays in a chunk such that their candidate samples stay within ``chunk_samples``, but at least 256."""
+    return min(max(chunk_samples // samples_per_ray, SMALLEST_CHUNK), LARGEST_CHUNK)
+
+
+@torch.no_grad()
+def render_image(
+    model: RayRenderer,
+    cameras: Cameras,
+    photo: int,
+    level: int,
+    *,
+    rays_per_chunk: int,
+    appearance: Tensor | None = None,
+    crop: Crop | None = None,
+    lod_blend: float = 0.0,
+    on_rays: Callable[[int], None] | None = None,
+) -> RenderedImage:
+    """The picture that camera ``photo`` takes at pyramid ``level``, with rays of that level's own pixel size.
+
+    ``appearance`` [A] is the appearance of every pixel; None takes the mean over the training photos, also where the
+    camera belongs to a training photo.  ``crop`` restricts the picture to a rectangle of that level's pixels.
+    ``on_rays`` hears the number of rays of each finished chunk.
+    """
+    width, height = cameras.level_size(photo, level)
+    crop = crop or Crop(0, 0, width, height)
+    if crop.right > width or crop.bottom > height:
+        raise ValueError(f"{crop} does not lie in the {width} x {height} pixels of level {level}")
+    num_pixels = crop.width * crop.height
+    parts: dict[str, list[Tensor]] = {name: [] for name in (*PER_PIXEL, *PER_NODE)}
+    num_samples = 0
+    for start in range(0, num_pixels, rays_per_chunk):
+        index = torch.arange(start, min(start + rays_per_chunk, num_pixels))
+        xy = torch.stack([crop.left + index % crop.width, crop.top + index // crop.width], dim=-1)  # [R, 2]
+        rays = cameras.rays(torch.full_like(index, photo), torch.full_like(index, level), xy)
+        rays = replace(rays, photo=torch.full_like(index, -1))
+        seen = model.render(rays, lod_blend=lod_blend, appearance=appearance)
+        # Only what the picture needs: a chunk also holds its samples, and all of them together would fill the memory.
+        for name, tensors in parts.items():
+            tensors.append(getattr(seen, name).cpu())
+        num_samples += seen.num_samples
+        if on_rays is not None:
+            on_rays(len(index))
+    shape = (crop.height, crop.width)
+    pixels = {name: torch.cat(parts[name]) for name in PER_PIXEL}
+    return RenderedImage(
+        rgb=pixels["rgb"].clamp(0.0, 1.0).reshape(*shape, 3),
+        depth=pixels["depth"].reshape(shape),
+        opacity=pixels["opacity"].reshape(shape),
+        level=pixels["level"].reshape(shape),
+        touched=torch.stack(parts["touched"]).any(dim=0),
+        share=torch.stack(parts["share"]).sum(dim=0),
+        num_samples=num_samples,
+    )
