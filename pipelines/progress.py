@@ -1,0 +1,198 @@
+"""What a training says about itself while it runs: the driver follows ``RUN/metrics.jsonl``, which rank 0 appends to.
+
+On a terminal a live line shows step, rays/s, samples per ray, loss, PSNR, elapsed and remaining time; anywhere else a
+plain line comes every few seconds.  New rows are handed to a callback, the tracker's.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
+from rich.text import Text
+
+POLL_SECONDS = 0.5
+RECENT_ROWS = 16  # the rate is taken over these
+
+Row = dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+
+class RowReader:
+    """Complete new lines of a growing JSON-lines file, from a byte offset on."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self.path = path
+        self.offset = offset
+
+    def read(self) -> list[Row]:
+        """Rows since the last call.  A line still being written waits; one that is no JSON object is passed over.
+
+        A file that has become shorter was cut back by a resumed training: reading goes on from its new end.
+        """
+        try:
+            with open(self.path, "rb") as file:
+                self.offset = min(self.offset, file.seek(0, 2))
+                file.seek(self.offset)
+                complete = file.read().rpartition(b"\n")[:2]
+        except FileNotFoundError:
+            return []
+        text = b"".join(complete)
+        self.offset += len(text)
+        return [row for line in text.splitlines() if isinstance(row := _parse(line), dict) and "step" in row]
+
+
+class TrainingProgress:
+    """Shows a training until the block is left; the last rows are read then."""
+
+    def __init__(
+        self,
+        metrics_path: Path,
+        total_steps: int,
+        max_seconds: float | None = None,
+        *,
+        offset: int = 0,
+        on_rows: Callable[[list[Row]], None] | None = None,
+        console: Console | None = None,
+        plain_seconds: float = 10.0,
+    ) -> None:
+        self.last: Row = {}
+        self._reader = RowReader(metrics_path, offset)
+        self._total_steps = total_steps
+        self._max_seconds = max_seconds
+        self._on_rows = on_rows
+        self._console = console or Console()
+        self._plain_seconds = plain_seconds
+        self._recent: deque[Row] = deque(maxlen=RECENT_ROWS)
+        self._shown_at = time.monotonic()
+        self._shown_step: int | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="training-progress", daemon=True)
+        self._live: Progress | None = None
+        self._task = TaskID(0)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live = Progress(
+                SpinnerColumn(), BarColumn(bar_width=20), TextColumn("{task.description}"), _Elapsed(),
+                console=self._console,
+            )  # fmt: skip
+            self._task = self._live.add_task("waiting for the first step", total=1.0)
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._thread.join()
+        self._poll()
+        if self._live is not None:
+            self._live.stop()
+        elif self.last and self.last["step"] != self._shown_step:
+            self._print_line()
+
+    def _follow(self) -> None:
+        while not self._stopping.wait(POLL_SECONDS):
+            self._poll()
+            now = time.monotonic()
+            if self._live is None and now - self._shown_at >= self._plain_seconds:
+                self._shown_at = now
+                self._print_line()
+
+    def _poll(self) -> None:
+        rows = self._reader.read()
+        if not rows:
+            return
+        self._recent.extend(rows)
+        self.last = rows[-1]
+        if self._live is not None:
+            self._live.update(
+                self._task,
+                description=describe(self.last, self._total_steps),
+                completed=share_done(self.last, self._total_steps, self._max_seconds),
+                remaining=seconds_left(self._recent, self._total_steps, self._max_seconds),
+                seconds=self.last.get("seconds"),
+            )
+        if self._on_rows is not None:
+            try:
+                self._on_rows(rows)
+            except Exception as error:  # showing and recording must not end a training
+                log.warning("New metric rows could not be handed on: %s", error)
+
+    def _print_line(self) -> None:
+        if not self.last:
+            self._console.print("waiting for the first step", highlight=False)
+            return
+        self._shown_step = self.last["step"]
+        times = _times(self.last.get("seconds"), seconds_left(self._recent, self._total_steps, self._max_seconds))
+        line = f"{describe(self.last, self._total_steps)}  {times}"
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def describe(row: Mapping[str, Any], total_steps: int) -> str:
+    """One line of the numbers that a row has."""
+    parts = [f"step {row['step']}/{total_steps}"]
+    for key, text in (
+        ("rays_per_second", "{:,.0f} rays/s"),
+        ("samples_per_ray", "{:.1f} samples/ray"),
+        ("loss", "loss {:.4f}"),
+        ("psnr", "PSNR {:.2f}"),
+    ):
+        value = row.get(key)
+        if isinstance(value, int | float):
+            parts.append(text.format(value))
+    return "  ".join(parts)
+
+
+def share_done(row: Mapping[str, Any], total_steps: int, max_seconds: float | None) -> float:
+    """The larger of step share and time share, in [0, 1]."""
+    by_time = row.get("seconds", 0.0) / max_seconds if max_seconds else 0.0
+    return min(1.0, max(row["step"] / total_steps, by_time))
+
+
+def seconds_left(recent: "deque[Row]", total_steps: int, max_seconds: float | None) -> float | None:
+    """Seconds until the steps or the time are used up, whichever is earlier; None while no rate is known."""
+    if not recent or "seconds" not in recent[-1]:
+        return None
+    first, last = recent[0], recent[-1]
+    bounds = [max_seconds - last["seconds"]] if max_seconds else []
+    steps, seconds = last["step"] - first["step"], last["seconds"] - first.get("seconds", 0.0)
+    if steps > 0 and seconds > 0:
+        bounds.append((total_steps - last["step"]) * seconds / steps)
+    return max(0.0, min(bounds)) if bounds else None
+
+
+class _Elapsed(ProgressColumn):
+    """Training time and what is left of it, by the rows' own clock."""
+
+    def render(self, task: Task) -> Text:
+        return Text(_times(task.fields.get("seconds"), task.fields.get("remaining")))
+
+
+def _times(elapsed: float | None, remaining: float | None) -> str:
+    return "" if elapsed is None else f"{_clock(elapsed)} elapsed  {_clock(remaining)} left"
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "--:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
+
+
+def _parse(line: bytes) -> object:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
