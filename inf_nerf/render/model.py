@@ -1,0 +1,211 @@
+"""A radiance field over an octree: what every ray sees.
+
+Letters: R rays, Q samples, N octree nodes, M = N + 1 field nodes (the background is the last), A appearance numbers.
+The model does not know its rank.  It may hold a pruned octree; a pruned child is served by its parent, and samples for
+which the missing child belongs to another rank are marked foreign so that the losses can discount them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from inf_nerf.config import Config
+from inf_nerf.field.field import Field
+from inf_nerf.field.occupancy import Occupancy
+from inf_nerf.octree.routing import blend_neighbour, route
+from inf_nerf.octree.topology import BACKGROUND_KEY, Octree
+from inf_nerf.render.compositing import along_rays, composite
+from inf_nerf.render.empty_space import EmptySpace
+from inf_nerf.render.sampling import Samples, cube_span, march, sample_background, sample_tree
+from inf_nerf.scene.cameras import Rays
+
+OPAQUE = 1e-3  # transmittance below which nothing behind is looked at
+INVISIBLE = 1e-4  # weight below which a sample's colour is not computed, outside training
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What R rays see, and where it came from."""
+
+    rgb: Tensor  # [R, 3]
+    depth: Tensor  # [R] expected distance along the unit ray; background counts as where the ray leaves the cube
+    opacity: Tensor  # [R] of the foreground
+    level: Tensor  # [R] weighted mean octree level of the foreground
+    foreign: Tensor  # [R] compositing weight answered in place of another rank's nodes, detached
+    share: Tensor  # [M] compositing weight answered by each node, summed over rays, detached
+    touched: Tensor  # [M] bool: nodes that were asked
+    num_samples: int  # foreground samples asked
+    samples: Samples
+    weights: Tensor  # [Q] of the samples
+    span: tuple[Tensor, Tensor]  # distances [R] at which rays enter and leave the root cube
+
+
+class Model:
+    """Octree, field, occupancy and appearance of one process."""
+
+    def __init__(
+        self,
+        config: Config,
+        octree: Octree,
+        num_photos: int,
+        train_photos: list[int],
+        backdrop: Tensor,  # [3] colour behind everything, seen only below the ground
+        solid_ground: bool,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        keys = torch.cat((octree.keys.cpu(), torch.tensor([BACKGROUND_KEY])))
+        self.config = config
+        self.octree = octree
+        self.field = Field(config.field, keys, config.train.seed, device)
+        sampler = config.sampler
+        self.occupancy = Occupancy(
+            octree.num_nodes, sampler.occupancy_res, sampler.occupancy_threshold, sampler.occupancy_decay, device
+        )
+        self.appearance = nn.Parameter(torch.zeros(num_photos, config.field.appearance_dim, device=device))
+        self.train_photos = torch.tensor(train_photos, device=device)
+        self.is_trained = torch.zeros(num_photos, dtype=torch.bool, device=device)
+        self.is_trained[self.train_photos] = True
+        self.backdrop = backdrop.to(device)
+        # the frame puts the ground just above z = 0, so a ray that leaves the cube lower has crossed the ground: the
+        # background must not explain what it should have hit
+        self.solid_ground = solid_ground
+        self.empty_space = EmptySpace(octree, self.occupancy)
+
+    @property
+    def background(self) -> int:
+        """Index of the background node."""
+        return self.octree.num_nodes
+
+    def occupancy_changed(self) -> None:
+        """Call after the occupancy grids were refreshed."""
+        self.empty_space = EmptySpace(self.octree, self.occupancy)
+
+    def density(self, xyz: Tensor, footprint: Tensor) -> Tensor:
+        """Density [Q] at scene positions [Q, 3], answered at the level that fits the footprints [Q]."""
+        node, _ = route(self.octree, xyz, footprint)
+        node, order = torch.sort(node, stable=True)
+        sigma, _ = self.field.density(self.octree.to_local(xyz[order], node), node)
+        return torch.empty_like(sigma).index_copy(0, order, sigma)
+
+    def mean_appearance(self) -> Tensor:
+        """Mean vector [A] of the training photos."""
+        return self.appearance[self.train_photos].mean(0)
+
+    def sample(self, rays: Rays, generator: torch.Generator | None) -> Samples:
+        """Foreground samples by the configured sampler."""
+        sampler, px = self.config.sampler, self.config.octree.footprint_px
+        if sampler.kind == "tree":
+            return sample_tree(rays, self.octree, self.density, sampler, px, generator)
+        return march(rays, self.octree, self.occupancy, self.empty_space, sampler, px, generator)
+
+    def render(
+        self,
+        rays: Rays,
+        *,
+        generator: torch.Generator | None = None,
+        lod_blend: float = 0.0,
+        appearance: Tensor | None = None,  # [A] or [R, A]; None: of the photo, or the mean where it has none
+        backdrop: Tensor | None = None,  # [3]
+    ) -> Rendered:
+        """Render rays; with a generator as in training (jitter), without one deterministically."""
+        num_rays = len(rays)
+        samples = self.sample(rays, generator)
+        looks = self._appearance(rays, appearance)
+        sigma, rgb, weights, remaining = self._foreground(samples, rays, looks, lod_blend)
+        enter, leave = cube_span(rays)
+        leave = torch.where(leave > enter, leave, torch.zeros_like(leave))
+        colour = along_rays(weights, rgb, samples.ray, num_rays)
+        behind, beyond = self._background(rays, looks, leave, remaining.detach(), generator)
+        # no field answers behind the ground: there the backdrop shows
+        colour = colour + remaining[:, None] * torch.where(
+            beyond[:, None], behind, self.backdrop if backdrop is None else backdrop
+        )
+        detached = weights.detach()
+        share = torch.zeros(self.background + 1, device=colour.device).index_add_(0, samples.node, detached)
+        share[-1] = (remaining.detach() * beyond).sum()
+        touched = torch.zeros_like(share, dtype=torch.bool)
+        touched[samples.node] = True
+        touched[-1] = bool((beyond & (remaining.detach() > OPAQUE)).any())
+        opacity = 1 - remaining
+        level = along_rays(detached, self.octree.level[samples.node].float(), samples.ray, num_rays)
+        return Rendered(
+            rgb=colour,
+            depth=along_rays(weights, samples.t, samples.ray, num_rays) + remaining * leave,
+            opacity=opacity,
+            level=level / opacity.detach().clamp_min(1e-6),
+            foreign=along_rays(detached, samples.foreign.float(), samples.ray, num_rays),
+            share=share,
+            touched=touched,
+            num_samples=len(samples),
+            samples=samples,
+            weights=weights,
+            span=(enter, leave),
+        )
+
+    def _appearance(self, rays: Rays, override: Tensor | None) -> Tensor:
+        """Appearance vectors [R, A]."""
+        if override is not None:
+            return override.expand(len(rays), -1)
+        photo = rays.photo.clamp_min(0)
+        looks = self.appearance[photo]
+        unknown = (rays.photo < 0) | ~self.is_trained[photo]
+        return torch.where(unknown[:, None], self.mean_appearance(), looks) if bool(unknown.any()) else looks
+
+    def _foreground(
+        self, samples: Samples, rays: Rays, looks: Tensor, lod_blend: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Density [Q], colour [Q, 3] and weight [Q] of the samples, and the transmittance [R] behind them."""
+        node, xyz, source, mix = samples.node, samples.xyz, torch.arange(len(samples), device=rays.origin.device), None
+        if lod_blend > 0 and len(samples):
+            neighbour, weight = blend_neighbour(self.octree, xyz, samples.footprint, lod_blend)
+            extra = torch.nonzero(weight > 0).squeeze(1)
+            source = torch.cat((source, extra))
+            mix = torch.cat((1 - weight, weight[extra]))
+            node = torch.cat((node, neighbour[extra]))
+        node, order = torch.sort(node, stable=True)
+        back = torch.argsort(order)  # sorted -> given order
+        source_sorted = source[order]
+        sigma, geo = self.field.density(self.octree.to_local(xyz[source_sorted], node), node)
+        sigma_parts = sigma[back]
+        if mix is not None:
+            sigma_parts = sigma_parts * mix
+            total = sigma_parts.new_zeros(len(samples)).index_add(0, source, sigma_parts)
+        else:
+            total = sigma_parts
+        weights, remaining = composite(total, samples.delta, samples.ray, len(rays))
+        ray = samples.ray[source_sorted]
+        if torch.is_grad_enabled():
+            rgb_parts = self.field.colour(geo, rays.direction[ray], looks[ray], node)[back]
+        else:
+            seen = torch.nonzero(weights[source_sorted] > INVISIBLE).squeeze(1)
+            rgb_sorted = sigma.new_zeros(len(node), 3)
+            ray = ray[seen]
+            rgb_sorted[seen] = self.field.colour(geo[seen], rays.direction[ray], looks[ray], node[seen])
+            rgb_parts = rgb_sorted[back]
+        if mix is None:
+            return total, rgb_parts, weights, remaining
+        parts = rgb_parts * (sigma_parts / total[source].clamp_min(1e-20))[:, None]
+        return total, parts.new_zeros(len(samples), 3).index_add(0, source, parts), weights, remaining
+
+    def _background(
+        self, rays: Rays, looks: Tensor, leave: Tensor, remaining: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """Colour [R, 3] of what lies beyond the cube, and for which rays [R] anything does."""
+        behind = torch.zeros(len(rays), 3, device=rays.origin.device)
+        count = self.config.sampler.background_samples
+        beyond = torch.full((len(rays),), count > 0, device=rays.origin.device)
+        if self.solid_ground:
+            exit_z = rays.origin[:, 2] + rays.direction[:, 2] * leave
+            beyond &= (leave <= 0) | (exit_z > 0)
+        which = torch.nonzero(beyond & (remaining > OPAQUE)).squeeze(1)
+        if count == 0 or len(which) == 0:
+            return behind, beyond
+        samples = sample_background(rays, which, leave, count, generator)
+        xyz = samples.xyz.reshape(-1, 3)
+        ray = torch.arange(len(which), device=xyz.device).repeat_interleave(count)
+        node = torch.full((len(xyz),), self.background, dtype=torch.int64, device=xyz.device)
+        sigma, geo = self.field.density(xyz, node)
+        rgb = self.field.colour(geo, rays.direction[which][ray], looks[which][ray], node)
+        weights, _ = composite(sigma.clamp_min(1e-6), samples.delta.reshape(-1), ray, len(which))
+        return behind.index_copy(0, which, along_rays(weights, rgb, ray, len(which))), beyond

@@ -1,0 +1,202 @@
+"""Where along a ray the field is asked.
+
+Letters: R rays, C coarse intervals, Q samples.  Distances run along unit directions in scene units.  Steps grow with
+distance because a footprint does: a step is ``sampler.step`` footprints long.  Nothing is sampled before a ray enters
+the root cube [-1, 1]^3, and the background answers only after it has left.
+
+Two samplers share one result: ``march`` skips empty space with occupancy grids, ``sample_tree`` is the paper's
+192 -> 96 -> 48 resampling by the density of the octree itself.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inf_nerf.config import SamplerConfig
+from inf_nerf.field.occupancy import Occupancy
+from inf_nerf.octree.routing import route
+from inf_nerf.octree.topology import Octree
+from inf_nerf.render.empty_space import EmptySpace
+from inf_nerf.scene.cameras import Rays
+
+NEAR = 1e-3  # a camera inside the cube sees nothing nearer than this
+STEPS_PER_INTERVAL = 8  # fine steps in one interval of the coarse test
+FAR = 1e3  # background distances end here, in root half-sides
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Flat samples ordered by ray, then by distance."""
+
+    ray: Tensor  # [Q] int64
+    t: Tensor  # [Q] distance of the middle
+    delta: Tensor  # [Q] length
+    xyz: Tensor  # [Q, 3] scene position
+    footprint: Tensor  # [Q] as routed, level-of-detail jitter included
+    node: Tensor  # [Q] int64 node that answers
+    foreign: Tensor  # [Q] bool: the answering node stands in for one that another rank owns
+
+    def __len__(self) -> int:
+        return self.ray.shape[0]
+
+
+def cube_span(rays: Rays) -> tuple[Tensor, Tensor]:
+    """Distances [R] at which rays enter and leave the root cube; enter >= leave where they miss it."""
+    inverse = 1 / torch.where(rays.direction.abs() < 1e-9, torch.full_like(rays.direction, 1e-9), rays.direction)
+    a, b = (-1 - rays.origin) * inverse, (1 - rays.origin) * inverse
+    enter = torch.minimum(a, b).amax(1).clamp_min(NEAR)
+    leave = torch.maximum(a, b).amin(1)
+    return enter, leave
+
+
+def march(
+    rays: Rays,
+    octree: Octree,
+    occupancy: Occupancy,
+    empty_space: EmptySpace,
+    config: SamplerConfig,
+    footprint_px: float,
+    generator: torch.Generator | None,
+) -> Samples:
+    """Footprint-long steps through what is not known to be empty.
+
+    With a generator (training) the steps of a ray start at a random phase and each sample's footprint is jittered by
+    half an octave either way; without one, both are fixed.
+    """
+    enter, leave = cube_span(rays)
+    hit = torch.nonzero(leave > enter).squeeze(1)
+    enter, leave, radius = enter[hit], leave[hit], rays.radius[hit] * footprint_px
+    # t_k = enter * growth^k, with growth = 1 + step * radius unless that takes too many steps
+    octaves = torch.log(leave / enter)
+    log_growth = torch.maximum(torch.log1p(config.step * radius), octaves / config.max_samples)
+    num_intervals = torch.ceil(octaves / (log_growth * STEPS_PER_INTERVAL)).long().clamp_min_(1)
+    log_interval = log_growth * STEPS_PER_INTERVAL
+    phase = _uniform(len(hit), generator, rays.origin)  # of a step, shifts all samples of the ray
+
+    ray = torch.repeat_interleave(torch.arange(len(hit), device=hit.device), num_intervals)  # [C]
+    first = torch.cumsum(num_intervals, 0) - num_intervals
+    k = (torch.arange(len(ray), device=hit.device) - first[ray]).float()
+    begin = enter[ray] * torch.exp(log_interval[ray] * k)
+    length = begin * torch.expm1(log_interval[ray])
+    middle = begin + 0.5 * length
+    position = torch.addcmul(rays.origin[hit][ray], rays.direction[hit][ray], middle[:, None])
+    keep = torch.nonzero(empty_space.may_hold(position, length)).squeeze(1)
+    ray, begin = ray[keep], begin[keep]
+
+    step = torch.arange(STEPS_PER_INTERVAL, device=hit.device)
+    growth = torch.exp(log_growth[ray, None] * (step + phase[ray, None]))  # [C, 8]
+    t = (begin[:, None] * growth).reshape(-1)
+    ray = ray.repeat_interleave(STEPS_PER_INTERVAL)
+    inside = torch.nonzero(t < leave[ray]).squeeze(1)
+    t, ray = t[inside], ray[inside]
+    xyz = torch.addcmul(rays.origin[hit][ray], rays.direction[hit][ray], t[:, None])
+    footprint = _jitter(t * radius[ray], generator)
+    node, foreign = route(octree, xyz, footprint)
+    kept = torch.nonzero(occupancy.contains(octree.to_local(xyz, node), node)).squeeze(1)
+    t, ray = t[kept], ray[kept]
+    delta = t * torch.expm1(log_growth)[ray]
+    return Samples(hit[ray], t, delta, xyz[kept], footprint[kept], node[kept], foreign[kept])
+
+
+def sample_tree(
+    rays: Rays,
+    octree: Octree,
+    density: Callable[[Tensor, Tensor], Tensor],
+    config: SamplerConfig,
+    footprint_px: float,
+    generator: torch.Generator | None,
+) -> Samples:
+    """The paper's sampler: 192 samples, linear to distance 1 and in disparity beyond, resampled twice by the weights
+    (to the power 0.9) that the octree's own density gives them.  ``density(xyz [Q, 3], footprint [Q])`` -> [Q].
+    """
+    enter, leave = cube_span(rays)
+    hit = torch.nonzero(leave > enter).squeeze(1)
+    origin, direction, radius = rays.origin[hit], rays.direction[hit], rays.radius[hit] * footprint_px
+    low, high = _warp(enter[hit]), _warp(leave[hit])
+    first, *later = config.tree_samples
+    edges = torch.linspace(0, 1, first + 1, device=origin.device).expand(len(hit), -1)
+    if generator is not None:
+        edges = edges + (_uniform(len(hit), generator, origin) - 0.5)[:, None] / first
+        edges = edges.clamp(0, 1)
+    for count in later:
+        bounds = _unwarp(low[:, None] + (high - low)[:, None] * edges)
+        middle, delta = 0.5 * (bounds[:, 1:] + bounds[:, :-1]), bounds.diff(dim=1)
+        xyz = origin[:, None] + direction[:, None] * middle[..., None]
+        with torch.no_grad():
+            sigma = density(xyz.view(-1, 3), (middle * radius[:, None]).view(-1)).view_as(delta)
+        tau = sigma * delta
+        weights = torch.exp(-(torch.cumsum(tau, 1) - tau)) * -torch.expm1(-tau)
+        edges = _resample(edges, weights.pow(0.9), count, generator)
+    bounds = _unwarp(low[:, None] + (high - low)[:, None] * edges)
+    t, delta = (0.5 * (bounds[:, 1:] + bounds[:, :-1])).reshape(-1), bounds.diff(dim=1).reshape(-1)
+    ray = torch.arange(len(hit), device=hit.device).repeat_interleave(edges.shape[1] - 1)
+    xyz = torch.addcmul(origin[ray], direction[ray], t[:, None])
+    footprint = _jitter(t * radius[ray], generator)
+    node, foreign = route(octree, xyz, footprint)
+    return Samples(hit[ray], t, delta, xyz, footprint, node, foreign)
+
+
+@dataclass(frozen=True)
+class BackgroundSamples:
+    """B samples of each of R' rays beyond the root cube, in contracted space."""
+
+    ray: Tensor  # [R'] which rays
+    xyz: Tensor  # [R', B, 3] in [0, 1]: the contraction of all space beyond the cube
+    delta: Tensor  # [R', B] in contracted units; the last one is endless
+
+
+def sample_background(rays: Rays, which: Tensor, leave: Tensor, count: int, generator: torch.Generator | None) -> BackgroundSamples:
+    """Samples uniform in disparity from the cube's surface (or the camera, where a ray misses the cube) to infinity."""
+    start = leave[which].clamp_min(0.5)[:, None]
+    u = (torch.arange(count, device=which.device) + _uniform(len(which), generator, rays.origin)[:, None]) / count
+    t = torch.clamp_max(start / (1 - u).clamp_min(1e-6), FAR)  # [R', B]
+    xyz = rays.origin[which][:, None] + rays.direction[which][:, None] * t[..., None]
+    delta = torch.full_like(t, 8.0 / count)
+    delta[:, -1] = 1e9  # whatever light is left ends here
+    return BackgroundSamples(which, contract(xyz) * 0.25 + 0.5, delta)
+
+
+def contract(xyz: Tensor) -> Tensor:
+    """All of space into [-2, 2]^3: identity inside [-1, 1]^3, x * (2 - 1/n) / n with n = max |x| outside."""
+    norm = xyz.abs().amax(-1, keepdim=True).clamp_min(1.0)
+    return xyz * ((2 - 1 / norm) / norm)
+
+
+def _jitter(footprint: Tensor, generator: torch.Generator | None) -> Tensor:
+    if generator is None:
+        return footprint
+    u = torch.rand(len(footprint), generator=generator, device=generator.device).to(footprint.device)
+    return footprint * torch.exp2(u - 0.5)
+
+
+def _uniform(count: int, generator: torch.Generator | None, like: Tensor) -> Tensor:
+    if generator is None:
+        return torch.full((count,), 0.5, device=like.device)
+    return torch.rand(count, generator=generator, device=generator.device).to(like.device)
+
+
+def _warp(t: Tensor) -> Tensor:
+    return torch.where(t < 1, t / 2, 1 - 1 / (2 * t))
+
+
+def _unwarp(s: Tensor) -> Tensor:
+    return torch.where(s < 0.5, 2 * s, 1 / (2 - 2 * s).clamp_min(math.ulp(1.0)))
+
+
+def _resample(edges: Tensor, weights: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """``count`` + 1 edges [R, count + 1] spread by the histogram ``weights`` [R, S] over ``edges`` [R, S + 1]."""
+    pdf = weights + 1e-5
+    cdf = torch.cumsum(pdf / pdf.sum(1, keepdim=True), 1)
+    cdf = torch.cat((torch.zeros_like(cdf[:, :1]), cdf), 1)
+    cdf[:, -1] = 1.0
+    u = torch.linspace(0, 1, count + 1, device=edges.device).expand(len(edges), -1)
+    if generator is not None:
+        u = (u + (_uniform(len(edges), generator, edges) - 0.5)[:, None] / count).clamp(0, 1)
+    index = torch.searchsorted(cdf, u.contiguous(), right=True).clamp(1, cdf.shape[1] - 1)
+    low, high = torch.gather(cdf, 1, index - 1), torch.gather(cdf, 1, index)
+    share = ((u - low) / (high - low).clamp_min(1e-9)).clamp(0, 1)
+    left, right = torch.gather(edges, 1, index - 1), torch.gather(edges, 1, index)
+    return left + share * (right - left)

@@ -1,0 +1,91 @@
+"""Puts one rank's training together: its part of the tree, its tiles, its share of the batch."""
+
+import torch
+
+from inf_nerf.config import Config
+from inf_nerf.octree.partition import Partition
+from inf_nerf.octree.routing import route
+from inf_nerf.octree.topology import Octree
+from inf_nerf.render.model import Model
+from inf_nerf.scene.scene import Scene
+from inf_nerf.train.loop import METRICS, Work
+from inf_nerf.train.losses import NodeLosses
+from inf_nerf.train.optimiser import NodeAdam
+from inf_nerf.train.reservoir import RayBatch, Reservoir, TileBatches
+from inf_nerf.train.shared_gradients import SharedGradients
+from inf_nerf.train.tracks import Tracks
+
+GROUND_SLACK = 0.02  # of the cube's half side: how far below z = 0 the lowest percent of points may lie
+VAL_SHARE_OF_RESERVOIR = 0.1
+
+
+def assemble(
+    config: Config,
+    scene: Scene,
+    full: Octree,
+    partition: Partition,
+    rank: int,
+    train_tiles: TileBatches,
+    val_tiles: TileBatches | None,
+    mean_colour: list[float],
+    device: torch.device | str = "cpu",
+) -> Work:
+    """Everything that `train` needs on one rank, at step 0."""
+    local = partition.octree(full, rank).to(device)
+    model = Model(
+        config, local, len(scene.photos), scene.train, torch.tensor(mean_colour), has_solid_ground(scene), device
+    )
+    protect_points(model, scene)
+    keys = model.field.keys.tolist()
+    shared = torch.tensor([key in partition.shared for key in keys], device=device)
+    num_ranks = partition.num_ranks
+    capacity = int(config.data.reservoir_mb * 2**20)
+    generator = torch.Generator().manual_seed(config.train.seed * 7919 + rank)
+    return Work(
+        config=config,
+        model=model,
+        cameras=scene.cameras,
+        reservoir=Reservoir(train_tiles, capacity, config.data.level_boost),
+        tracks=Tracks.of(scene, local, config.octree.footprint_px),
+        node_losses=NodeLosses.of(config, full, local, partition, rank),
+        gradients=SharedGradients(model.field, model.appearance, shared, METRICS),
+        optimiser=NodeAdam(config.train, model.field, model.appearance),
+        shared=shared,
+        generator=generator,
+        rank=rank,
+        num_rays=part_of(config.train.batch_size, rank, num_ranks),
+        num_tracks=part_of(config.loss.depth_rays if config.loss.lambda_depth else 0, rank, num_ranks),
+        val=_val_rays(config, val_tiles, capacity, part_of(config.train.val_rays, rank, num_ranks)),
+    )
+
+
+def part_of(total: int, rank: int, num_ranks: int) -> int:
+    """This rank's part of a count that all ranks together make up."""
+    return total * (rank + 1) // num_ranks - total * rank // num_ranks
+
+
+def has_solid_ground(scene: Scene) -> bool:
+    """Whether the frame could put the ground above z = 0, so that nothing is to be seen below it."""
+    z = scene.points.xyz[:, 2]
+    return len(z) > 0 and float(torch.quantile(z[:: max(1, len(z) // 1_000_000)], 0.01)) > -GROUND_SLACK
+
+
+def protect_points(model: Model, scene: Scene) -> None:
+    """Keep the cells of all nodes along each sparse point's path down the tree from ever counting as empty."""
+    octree, occupancy, points = model.octree, model.occupancy, scene.points
+    inside = (points.xyz.abs() <= 1).all(1)
+    xyz, footprint = points.xyz[inside].to(octree.gsd), points.footprint[inside].to(octree.gsd)
+    node, _ = route(octree, xyz, footprint * model.config.octree.footprint_px)
+    while len(node):
+        occupancy.protect(octree.to_local(xyz, node), node)
+        node = octree.parent[node]
+        xyz, node = xyz[node >= 0], node[node >= 0]
+
+
+def _val_rays(config: Config, tiles: TileBatches | None, capacity: int, count: int) -> RayBatch | None:
+    """Fixed rays of the val photos' tiles on this rank."""
+    if tiles is None or count == 0:
+        return None
+    reservoir = Reservoir(tiles, int(capacity * VAL_SHARE_OF_RESERVOIR), config.data.level_boost)
+    batch = reservoir.sample(count, torch.Generator().manual_seed(config.train.seed))
+    return batch if len(batch) else None

@@ -1,0 +1,299 @@
+"""Checkpoints keyed by node, never by rank: one directory, one file per node, and a manifest that is written last.
+
+    checkpoints/<step>/manifest.json           size and hash of every file, configuration, photos, frame, progress
+                       nodes/<name>.safetensors     values and occupancy of a node ("r" root, "r05", "bg" background)
+                       optimiser/<name>.safetensors its moments; a viewer never reads them
+                       shared.safetensors      appearance, cameras, octree, backdrop
+                       rank-<r>-of-<W>.json    generator and reservoir of a rank, for a bit-equal continuation
+
+Every rank writes the nodes that it owns, rank 0 also the shared ones.  They are written into ``<step>.partial``; after a
+barrier rank 0 writes the manifest and renames the directory, so a directory with a manifest is complete.  A run made on
+any number of workers continues on any other.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from inf_nerf.config import Config
+from inf_nerf.errors import InputError
+from inf_nerf.files import write_atomic
+from inf_nerf.octree.topology import Octree, key_name
+from inf_nerf.render.model import Model
+from inf_nerf.scene.cameras import Cameras
+from inf_nerf.scene.frame import WorldFrame
+from inf_nerf.scene.scene import Photo, Scene, SparsePoints
+from inf_nerf.train.loop import Work
+from inf_nerf.train.shared_gradients import distributed
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint with the model that it holds, ready to render."""
+
+    path: Path
+    model: Model
+    config: Config
+    scene: Scene  # without sparse points: photos, cameras and frame
+    step: int
+    manifest: dict[str, Any]
+    mean_colour: Tensor  # [3] of the training photos
+    node_bytes: Tensor  # [M] bytes of each node's file
+
+    @property
+    def digest(self) -> str:
+        """Hash that changes with any content of the checkpoint."""
+        return self.manifest["digest"]
+
+
+def checkpoints_dir(run_dir: Path) -> Path:
+    return run_dir / "checkpoints"
+
+
+def save_checkpoint(
+    run_dir: Path, work: Work, scene: Scene, full: Octree, identity: str, val_psnr: float | None, complete: bool
+) -> Path:
+    """Write a checkpoint; all ranks call it together, and it returns when it is complete."""
+    model, rank = work.model, work.rank
+    world = dist.get_world_size() if distributed() else 1
+    final = checkpoints_dir(run_dir) / f"{work.progress.step:08d}"
+    partial = final.with_name(final.name + ".partial")
+    if rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        for folder in ("nodes", "optimiser", "ranks"):
+            (partial / folder).mkdir(parents=True)
+    _barrier()
+    written: dict[str, dict[str, Any]] = {}
+    for node, key in enumerate(model.field.keys.tolist()):
+        if bool(work.shared[node]) and rank != 0:
+            continue
+        values = dict(model.field.state_of(node))
+        if node < model.octree.num_nodes:
+            values |= {f"occupancy.{name}": value for name, value in model.occupancy.state_of(node).items()}
+        _write(partial, f"nodes/{key_name(key)}.safetensors", _to_bytes(values), written)
+        _write(partial, f"optimiser/{key_name(key)}.safetensors", _to_bytes(work.optimiser.state_of(node)), written)
+    state = {
+        "generator": base64.b64encode(bytes(work.generator.get_state().tolist())).decode(),
+        "reservoir": work.reservoir.state(),
+    }
+    _write(partial, f"ranks/{rank}-of-{world}.json", json.dumps(state).encode(), written)
+    if rank == 0:
+        shared = {"appearance": model.appearance.detach(), "backdrop": model.backdrop}
+        shared |= {f"cameras.{name}": value for name, value in scene.cameras.state().items()}
+        shared["source_size"] = scene.source_size
+        shared |= {f"octree.{name}": value for name, value in full.state().items()}
+        _write(partial, "shared.safetensors", _to_bytes(shared), written)
+        _write(partial, "optimiser/appearance.safetensors", _to_bytes(work.optimiser.appearance_state()), written)
+    write_atomic(partial / f"files-{rank}.json", json.dumps(written))
+    _barrier()
+    if rank == 0:
+        files: dict[str, dict[str, Any]] = {}
+        for part in range(world):
+            listing = partial / f"files-{part}.json"
+            files |= json.loads(listing.read_text())
+            listing.unlink()
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "step": work.progress.step,
+            "seconds": work.progress.seconds,
+            "complete": complete,
+            "num_workers": world,
+            "identity": identity,
+            "val_psnr": val_psnr,
+            "config": work.config.model_dump(mode="json"),
+            "root": scene.root,
+            "photos": [asdict(photo) for photo in scene.photos],
+            "frame": scene.frame.matrix.tolist(),
+            "solid_ground": model.solid_ground,
+            "occupancy_enabled": model.occupancy.enabled,
+            "files": dict(sorted(files.items())),
+        }
+        content = {key: value for key, value in manifest.items() if key not in ("seconds", "root")}
+        manifest["digest"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1))
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        _forget_old(run_dir, work.config.train.keep_checkpoints)
+    _barrier()
+    return final
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None."""
+    steps = [path.parent for path in checkpoints_dir(run_dir).glob(f"[0-9]*/{MANIFEST}") if path.parent.name.isdigit()]
+    return max(steps, key=lambda path: int(path.name), default=None)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint directory, checked for its version and for missing or cut files."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} is not a complete checkpoint (it has no {MANIFEST}); name another one.") from None
+    except json.JSONDecodeError:
+        raise InputError(f"{path / MANIFEST} is damaged (not JSON); delete {path} to use the checkpoint before.") from None
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has checkpoint format {manifest.get('format_version')}, this version reads {FORMAT_VERSION}; "
+            "use the version of inf-nerf that wrote it or train again in another --output-dir."
+        )
+    return manifest
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Rebuild the whole model from a checkpoint directory; raises :class:`InputError` naming a damaged file."""
+    manifest = read_manifest(path)
+    config = Config.model_validate(manifest["config"])
+    scene, full, shared = _open_shared(path, manifest)
+    model = Model(
+        config,
+        full,
+        len(scene.photos),
+        scene.train,
+        shared["backdrop"],
+        manifest["solid_ground"],
+        device,
+    )
+    _load_nodes(model, path, manifest)
+    with torch.no_grad():
+        model.appearance.copy_(shared["appearance"])
+    names = [f"nodes/{key_name(key)}.safetensors" for key in model.field.keys.tolist()]
+    node_bytes = torch.tensor([manifest["files"][name]["bytes"] for name in names])
+    return Checkpoint(path, model, config, scene, manifest["step"], manifest, shared["backdrop"], node_bytes)
+
+
+def restore(work: Work, path: Path) -> None:
+    """Continue from a checkpoint: this rank's nodes, optimiser, progress, and, on the same number of workers, the
+    generator and the reservoir, which makes the continuation bit-equal."""
+    manifest = read_manifest(path)
+    shared = _read(path, "shared.safetensors", manifest)
+    _load_nodes(work.model, path, manifest)
+    with torch.no_grad():
+        work.model.appearance.copy_(shared["appearance"])
+    for node, key in enumerate(work.model.field.keys.tolist()):
+        work.optimiser.load_state(node, _read(path, f"optimiser/{key_name(key)}.safetensors", manifest))
+    work.optimiser.load_appearance_state(_read(path, "optimiser/appearance.safetensors", manifest))
+    work.progress.step, work.progress.seconds = manifest["step"], manifest["seconds"]
+    world = dist.get_world_size() if distributed() else 1
+    name = f"ranks/{work.rank}-of-{world}.json"
+    if name in manifest["files"]:
+        state = json.loads(_verified(path, name, manifest))
+        work.generator.set_state(torch.tensor(list(base64.b64decode(state["generator"])), dtype=torch.uint8))
+        work.reservoir.restore(state["reservoir"])
+    else:
+        work.generator.manual_seed(work.generator.initial_seed() + manifest["step"])
+
+
+def _open_shared(path: Path, manifest: dict[str, Any]) -> tuple[Scene, Octree, dict[str, Tensor]]:
+    shared = _read(path, "shared.safetensors", manifest)
+    cameras = Cameras.from_state(_without_prefix(shared, "cameras."))
+    scene = Scene(
+        photos=tuple(Photo(**photo) for photo in manifest["photos"]),
+        cameras=cameras,
+        points=_no_points(),
+        frame=WorldFrame(np.array(manifest["frame"], dtype=np.float64)),
+        root=manifest["root"],
+        report={},
+        source_size=shared["source_size"],
+    )
+    return scene, Octree.from_state(_without_prefix(shared, "octree.")), shared
+
+
+def _no_points() -> SparsePoints:
+    none = torch.zeros(0)
+    return SparsePoints(
+        xyz=none.view(0, 3),
+        footprint=none,
+        rgb=none.view(0, 3).byte(),
+        error=none,
+        track_start=torch.zeros(1, dtype=torch.int64),
+        track_photo=none.long(),
+        track_xy=none.view(0, 2),
+    )
+
+
+def _load_nodes(model: Model, path: Path, manifest: dict[str, Any]) -> None:
+    for node, key in enumerate(model.field.keys.tolist()):
+        values = _read(path, f"nodes/{key_name(key)}.safetensors", manifest)
+        model.field.load_state(node, values)
+        if node < model.octree.num_nodes:
+            model.occupancy.load_state(node, _without_prefix(values, "occupancy."))
+    model.occupancy.enabled = manifest["occupancy_enabled"]
+    model.occupancy.refresh()
+    model.occupancy_changed()
+
+
+def _forget_old(run_dir: Path, keep: int) -> None:
+    """Delete all but the newest checkpoints and the one that val photos like best."""
+    complete = sorted(p for p in checkpoints_dir(run_dir).glob(f"*/{MANIFEST}") if p.parent.name.isdigit())
+    scores = {path: json.loads(path.read_text()).get("val_psnr") for path in complete}
+    scored = [path for path in complete if scores[path] is not None]
+    best: Iterable[Path] = [max(scored, key=lambda path: scores[path])] if scored else []
+    for path in complete[:-keep]:
+        if path not in best:
+            shutil.rmtree(path.parent)
+
+
+def _to_bytes(tensors: dict[str, Tensor]) -> bytes:
+    return save_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+
+
+def _write(folder: Path, name: str, data: bytes, written: dict[str, dict[str, Any]]) -> None:
+    with open(folder / name, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    written[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _verified(path: Path, name: str, manifest: dict[str, Any]) -> bytes:
+    """Content of a file whose size and hash agree with the manifest."""
+    expected = manifest["files"].get(name)
+    if expected is None:
+        raise InputError(f"{path / MANIFEST} does not list {name}; the checkpoint belongs to another tree, name another.")
+    file = path / name
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        data = b""
+    if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
+        raise InputError(
+            f"{file} is damaged ({len(data)} bytes where {expected['bytes']} with another hash were saved); "
+            f"delete {path} to use the checkpoint before it."
+        )
+    return data
+
+
+def _read(path: Path, name: str, manifest: dict[str, Any]) -> dict[str, Tensor]:
+    data = _verified(path, name, manifest)
+    try:
+        return load_tensors(data)
+    except SafetensorError as error:
+        raise InputError(f"{path / name} cannot be read ({error}); delete {path} to use the checkpoint before it.") from error
+
+
+def _without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _barrier() -> None:
+    if distributed():
+        dist.barrier()
+

@@ -1,0 +1,241 @@
+"""The training loop of one rank, to be read from top to bottom.
+
+Nothing here knows how many ranks there are: a rank trains the octree it is given, draws its share of the global batch
+from its own tiles, and `SharedGradients` adds up what is shared.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import psutil
+import torch
+from torch import Tensor
+
+from inf_nerf.config import Config
+from inf_nerf.render.model import Model, Rendered
+from inf_nerf.scene.cameras import Cameras, Rays
+from inf_nerf.train import losses
+from inf_nerf.train.optimiser import NodeAdam
+from inf_nerf.train.reservoir import RayBatch, Reservoir
+from inf_nerf.train.shared_gradients import SharedGradients
+from inf_nerf.train.tracks import Tracks
+
+LOSSES = ("rgb", "depth", "sparsity", "consistency", "regularization", "appearance")
+METRICS = ("squared_error", "weight", "rays", "samples", *(f"loss_{name}" for name in LOSSES))
+
+
+class NotFiniteError(RuntimeError):
+    """A loss or gradient is NaN or infinite on some rank; nothing was updated with it."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    step: int = 0
+    seconds: float = 0.0  # of training, over all parts of an interrupted run
+
+    def share(self, config: Config) -> float:
+        """Share of the budget that is used, by steps or by time, whichever is larger."""
+        limit = config.train.max_seconds
+        return min(1.0, max(self.step / config.train.steps, self.seconds / limit if limit else 0.0))
+
+
+@dataclass
+class Work:
+    """All that one rank trains with."""
+
+    config: Config
+    model: Model
+    cameras: Cameras
+    reservoir: Reservoir
+    tracks: Tracks
+    node_losses: losses.NodeLosses
+    gradients: SharedGradients
+    optimiser: NodeAdam
+    shared: Tensor  # [M] bool: nodes that every rank holds
+    generator: torch.Generator
+    rank: int
+    num_rays: int  # of this rank in a step
+    num_tracks: int
+    val: RayBatch | None
+    progress: Progress = field(default_factory=Progress)
+
+
+def train(
+    work: Work,
+    on_log: Callable[[dict[str, object]], None],
+    on_save: Callable[[float | None], None],
+    stop_requested: Callable[[], bool],
+) -> bool:
+    """Train until the budget is used; returns False if it was stopped before.
+
+    ``on_log`` gets a row of figures every ``train.log_every`` steps on rank 0.  ``on_save`` is called on all ranks
+    together, with the PSNR of the val rays.  Raises :class:`NotFiniteError` on all ranks together.
+    """
+    config, progress, model = work.config, work.progress, work.model
+    saved_at = logged_at = time.monotonic()
+    started = saved_at - progress.seconds
+    saved_step, figures, stop = progress.step, Figures(), False
+    while progress.share(config) < 1 and not stop:
+        update_occupancy(work)
+        if progress.step % config.data.swap_every == 0 and progress.step:
+            work.reservoir.swap()
+
+        batch = work.reservoir.sample(work.num_rays, work.generator)
+        terms, rendered, figures_now = forward(work, batch)
+        total = torch.stack([getattr(config.loss, f"lambda_{name}") * term for name, term in terms.items()]).sum()
+        if total.requires_grad:
+            total.backward()
+
+        seconds = time.monotonic() - started
+        agreed = work.gradients.agree(
+            {
+                "stop": stop_requested(),
+                "save": work.rank == 0 and time.monotonic() - saved_at >= config.train.save_seconds,
+                "not_finite": not math.isfinite(float(total.detach())),
+                "seconds": seconds if work.rank == 0 else 0.0,
+                "owned_norm2": work.gradients.owned_norm2() if config.train.grad_clip else 0.0,
+            },
+            figures_now,
+        )
+        if agreed["not_finite"]:
+            raise NotFiniteError(
+                f"The loss is not a finite number in step {progress.step + 1}; "
+                "lower train.lr_init or set train.grad_clip=1, and resume from the last checkpoint."
+            )
+        work.gradients.add_up()
+        if config.train.grad_clip:
+            work.gradients.clip(config.train.grad_clip, agreed["owned_norm2"])
+        rate = work.optimiser.step(progress.share(config))
+
+        progress.step += 1
+        progress.seconds = agreed["seconds"]
+        stop = agreed["stop"] > 0
+        figures.add(agreed, rendered, model)
+        if progress.step % config.train.log_every == 0:
+            if work.rank == 0:
+                on_log(figures.row(progress, rate, time.monotonic() - logged_at, work))
+            logged_at, figures = time.monotonic(), Figures()
+        if agreed["save"] or progress.step % config.train.save_every == 0:
+            on_save(score_val(work))
+            saved_at, saved_step = time.monotonic(), progress.step
+    if saved_step != progress.step:
+        on_save(score_val(work))
+    return progress.share(config) >= 1
+
+
+def forward(work: Work, batch: RayBatch) -> tuple[dict[str, Tensor], Rendered, dict[str, float]]:
+    """Render a batch and some track rays together; unweighted losses and this rank's summed figures."""
+    config, model = work.config, work.model
+    rays = work.cameras.rays(batch.photo, batch.level, batch.xy)
+    track_rays, distance, reliability = work.tracks.sample(work.num_tracks, work.generator)
+    device = model.appearance.device
+    joined = Rays.cat((rays, track_rays)).to(device)
+    multiplicity = torch.cat((batch.multiplicity, torch.ones(len(track_rays)))).to(device)
+    target, count = batch.rgb.to(device), len(rays)
+    # below the ground nothing answers: a random colour there makes only opaque ground explain the photos
+    backdrop = torch.rand(3, generator=work.generator).to(device)
+    rendered = model.render(joined, generator=work.generator, backdrop=backdrop)
+    weight = losses.ray_weights(rendered, multiplicity, work.shared)
+    rgb, colour_weight = rendered.rgb[:count], weight[:count]
+    rgb_weight = torch.cat((colour_weight, torch.zeros(len(track_rays), device=device)))
+
+    batch_size, tracks = config.train.batch_size, max(1, config.loss.depth_rays)
+    footprint = distance.to(device) * track_rays.radius.to(device)
+    transparency, consistency = work.node_losses.draw(work.progress.step)
+    terms = {
+        "rgb": losses.photometric(rgb, target, colour_weight, batch_size),
+        "depth": losses.depth(
+            rendered.depth[count:], distance.to(device), footprint, weight[count:] * reliability.to(device), tracks
+        ),
+        "sparsity": work.node_losses.transparency(model, transparency),
+        "consistency": work.node_losses.consistency(model, consistency),
+        "regularization": losses.spread(rendered, rgb_weight, batch_size),
+        "appearance": losses.appearance_prior(model.appearance, batch.photo.to(device), batch_size),
+    }
+    figures = {f"loss_{name}": float(term.detach()) for name, term in terms.items()}
+    figures["squared_error"] = figures["loss_rgb"] * batch_size
+    figures["weight"] = float(colour_weight.sum())
+    figures["rays"], figures["samples"] = float(count), float(rendered.num_samples)
+    return terms, rendered, figures
+
+
+def update_occupancy(work: Work) -> None:
+    """Probe a share of every node's cells now and then; shared nodes are probed alike on all ranks."""
+    sampler, model, step = work.config.sampler, work.model, work.progress.step
+    if sampler.kind != "occupancy" or step % sampler.occupancy_every or step == 0:
+        return
+    shares = 8
+    occupancy, octree = model.occupancy, model.octree
+    for node in range(octree.num_nodes):
+        seed = (int(octree.keys[node]) * 1_000_003 + step) * 31 + work.config.train.seed
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        share = step // sampler.occupancy_every % shares
+        occupancy.probe(model.field, node, 2 * float(octree.half[node]), share, shares, generator)
+    if step >= sampler.occupancy_warmup:
+        occupancy.enabled = True
+        occupancy.refresh()
+        model.occupancy_changed()
+
+
+@torch.no_grad()
+def score_val(work: Work) -> float | None:
+    """PSNR of the fixed val rays over all ranks, or None without val photos."""
+    error = weight = 0.0
+    if work.val is not None:
+        for start in range(0, len(work.val.photo), 4096):
+            part = slice(start, start + 4096)
+            batch = work.val
+            rays = work.cameras.rays(batch.photo[part], batch.level[part], batch.xy[part]).to(work.model.appearance.device)
+            rendered = work.model.render(rays)
+            each = losses.ray_weights(rendered, batch.multiplicity[part].to(rendered.rgb), work.shared)
+            error += float((each * (rendered.rgb - batch.rgb[part].to(rendered.rgb)).square().mean(1)).sum())
+            weight += float(each.sum())
+    agreed = work.gradients.agree({}, {"squared_error": error, "weight": weight})
+    return psnr(agreed["squared_error"], agreed["weight"]) if agreed["weight"] else None
+
+
+class Figures:
+    """What happened since the last log line, over all ranks."""
+
+    def __init__(self) -> None:
+        self._sums = dict.fromkeys(METRICS, 0.0)
+        self._steps = 0
+        self._level_share: dict[int, float] = {}
+
+    def add(self, agreed: dict[str, float], rendered: Rendered, model: Model) -> None:
+        """Take in one step; the levels' share is this rank's."""
+        self._steps += 1
+        for name in METRICS:
+            self._sums[name] += agreed[name]
+        levels = torch.bincount(model.octree.level[rendered.samples.node], minlength=model.octree.num_levels)
+        for level, count in enumerate(levels.tolist()):
+            self._level_share[level] = self._level_share.get(level, 0.0) + count
+
+    def row(self, progress: Progress, rate: float, elapsed: float, work: Work) -> dict[str, object]:
+        """One line of metrics.jsonl."""
+        sums, steps = self._sums, max(1, self._steps)
+        mean = {name: sums[f"loss_{name}"] / steps for name in LOSSES}
+        total = max(1.0, sum(self._level_share.values()))
+        return {
+            "step": progress.step,
+            "seconds": round(progress.seconds, 3),
+            "progress": progress.share(work.config),
+            "loss": sum(getattr(work.config.loss, f"lambda_{name}") * value for name, value in mean.items()),
+            **{f"loss_{name}": value for name, value in mean.items()},
+            "psnr": psnr(sums["squared_error"], sums["weight"]),
+            "lr": rate,
+            "rays_per_second": sums["rays"] / max(elapsed, 1e-9),
+            "samples_per_ray": sums["samples"] / max(1.0, sums["rays"]),
+            "memory_mb": psutil.Process().memory_full_info().uss / 2**20,
+            "shared_gradient_bytes": work.gradients.bytes_sent,
+            "level_share": {str(level): share / total for level, share in self._level_share.items()},
+        }
+
+
+def psnr(squared_error: float, weight: float) -> float:
+    """PSNR in dB of colours in [0, 1] from a weighted sum of squared errors."""
+    return -10 * math.log10(max(squared_error / max(weight, 1e-12), 1e-12))

@@ -1,0 +1,151 @@
+"""The five losses and the appearance prior.
+
+Every loss is a sum over what this process holds, divided by a count that all workers know (the global batch, the number
+of drawn nodes), so that adding the gradients of all workers gives the gradient of one process on the joined batch.
+
+seed name               paper                          here
+lambda_rgb              photometric                    squared error of the colours
+lambda_depth            -                              distance of tracked SfM points, in footprints, Huber
+lambda_sparsity         transparency, weight w3        mean of 1 - exp(-sigma gsd)
+lambda_consistency      parent-child, weight w2        squared difference of exp(-sigma gsd), child averaged over 7 points
+lambda_regularization   distortion, weight w1          mip-NeRF 360, eq. 15
+
+The paper uses exp(-sigma) with scene-unit steps in the node losses; times the gsd they mean the same at every level, so
+its weights do not carry over.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inf_nerf.config import Config, LossConfig
+from inf_nerf.octree.partition import Partition
+from inf_nerf.octree.topology import Octree
+from inf_nerf.render.compositing import along_rays, distortion
+from inf_nerf.render.model import Model, Rendered
+
+DEPTH_SCALE = 32.0  # footprints; depth errors beyond it count linearly
+
+
+def ray_weights(rendered: Rendered, multiplicity: Tensor, shared: Tensor) -> Tensor:
+    """How much each ray [R] counts on this rank, in [0, 1], detached.
+
+    ``multiplicity`` [R]: how many ranks hold the ray's tile; ``shared`` [M] bool: nodes that all ranks hold.  What own
+    nodes answer counts fully, what shared nodes answer is divided among the holders, and what is answered in place of
+    another rank's nodes does not count: that rank trains it, and here it would blur the shared nodes.
+    """
+    samples, weights = rendered.samples, rendered.weights.detach()
+    common = along_rays(weights, (shared[samples.node] & ~samples.foreign).float(), samples.ray, len(multiplicity))
+    common = common + (1 - rendered.opacity.detach())
+    return (1 - rendered.foreign - common * (1 - 1 / multiplicity)).clamp(0, 1)
+
+
+def photometric(rgb: Tensor, target: Tensor, weight: Tensor, batch_size: int) -> Tensor:
+    """Weighted squared error of colours [R, 3], over the global batch."""
+    return (weight * (rgb - target).square().mean(1)).sum() / batch_size
+
+
+def depth(
+    found: Tensor,  # [T] rendered distance
+    target: Tensor,  # [T] distance of the tracked point
+    footprint: Tensor,  # [T] of the observing pixel at that distance
+    weight: Tensor,  # [T]
+    count: int,  # track rays of all workers
+) -> Tensor:
+    """Huber loss of distances in units of 32 footprints, so that near and far cameras count alike."""
+    error = (found - target) / (DEPTH_SCALE * footprint)
+    return (weight * F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none")).sum() / count
+
+
+def spread(rendered: Rendered, weight: Tensor, batch_size: int) -> Tensor:
+    """Distortion of the foreground weights with distances scaled to [0, 1] inside the cube."""
+    enter, leave = rendered.span
+    samples = rendered.samples
+    length = (leave - enter)[samples.ray].clamp_min(1e-6)
+    middle = (samples.t - enter[samples.ray]) / length
+    per_ray = distortion(rendered.weights, middle, samples.delta / length, samples.ray, len(enter))
+    return (weight * per_ray).sum() / batch_size
+
+
+@dataclass(frozen=True)
+class NodeLosses:
+    """The two losses on random points inside nodes, drawn alike on all ranks, each node computed by one of them."""
+
+    config: LossConfig
+    seed: int
+    octree: Octree  # of this rank
+    nodes: Tensor  # [K] local index of every node of the full tree, -1 where another rank computes it
+    children: Tensor  # [K'] the same for every node but the root
+    keys: Tensor  # [K] of the full tree
+
+    @staticmethod
+    def of(config: Config, full: Octree, local: Octree, partition: Partition, rank: int) -> "NodeLosses":
+        """Shared nodes are dealt to the ranks in turn, owned ones are computed by their owner."""
+        num_ranks = len(partition.owned)
+        owner = {key: r for r, keys in enumerate(partition.owned) for key in keys}
+        index = {key: i for i, key in enumerate(local.keys.tolist())}
+        mine = [
+            index[key] if owner.get(key, place % num_ranks) == rank else -1 for place, key in enumerate(full.keys.tolist())
+        ]
+        nodes = torch.tensor(mine)
+        return NodeLosses(config.loss, config.train.seed, local, nodes, nodes[1:], full.keys)
+
+    def draw(self, step: int) -> tuple[list[tuple[int, torch.Generator]], list[tuple[int, torch.Generator]]]:
+        """Local nodes for transparency and local children for consistency, each with the generator of its points."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        drawn = []
+        for candidates in (self.nodes, self.children):
+            chosen = torch.randint(max(1, len(candidates)), (self.config.regularised_nodes,), generator=generator)
+            seeds = torch.randint(2**62, (self.config.regularised_nodes,), generator=generator)
+            local = candidates[chosen].tolist() if len(candidates) else []
+            drawn.append(
+                [(n, torch.Generator().manual_seed(s)) for n, s in zip(local, seeds.tolist(), strict=False) if n >= 0]
+            )
+        return drawn[0], drawn[1]
+
+    def transparency(self, model: Model, drawn: list[tuple[int, torch.Generator]]) -> Tensor:
+        """Mean of 1 - exp(-sigma gsd) over the drawn nodes: empty unless photos say otherwise."""
+        terms = [
+            -torch.expm1(-_density_at(model, node, self._points(generator)) * self.octree.gsd[node]).mean()
+            for node, generator in drawn
+        ]
+        return _total(terms, model) / self.config.regularised_nodes
+
+    def consistency(self, model: Model, drawn: list[tuple[int, torch.Generator]]) -> Tensor:
+        """Squared difference between a parent's transparency at a point and its child's, averaged over the 7-point
+        stencil one child gsd wide: a parent is the child seen coarsely.  Gradients reach both."""
+        terms = []
+        for child, generator in drawn:
+            parent = int(self.octree.parent[child])
+            gsd, side = self.octree.gsd[child], 2 * self.octree.half[child]
+            reach = gsd / side
+            centre = self._points(generator).to(reach) * (1 - 2 * reach) + reach  # child-local, room for the stencil
+            offsets = torch.cat((torch.zeros(1, 3), torch.eye(3), -torch.eye(3))).to(reach) * reach
+            stencil = (centre[:, None] + offsets).view(-1, 3)
+            fine = torch.exp(-_density_at(model, child, stencil) * gsd).view(-1, 7).mean(1)
+            scene = self.octree.centre[child] + (centre - 0.5) * side
+            index = torch.full((len(scene),), parent, dtype=torch.int64, device=scene.device)
+            coarse = torch.exp(-_density_at(model, parent, self.octree.to_local(scene, index)) * gsd)
+            terms.append((fine - coarse).square().mean())
+        return _total(terms, model) / self.config.regularised_nodes
+
+    def _points(self, generator: torch.Generator) -> Tensor:
+        return torch.rand(self.config.regularised_points, 3, generator=generator)
+
+
+def appearance_prior(appearance: Tensor, photo: Tensor, batch_size: int) -> Tensor:
+    """Mean square of the batch's appearance vectors, which keeps them from explaining geometry."""
+    return appearance[photo].square().mean(1).sum() / batch_size
+
+
+def _density_at(model: Model, node: int, xyz: Tensor) -> Tensor:
+    """Density [Q] of one node at node-local points."""
+    index = torch.full((len(xyz),), node, dtype=torch.int64, device=model.octree.gsd.device)
+    sigma, _ = model.field.density(xyz.to(model.octree.gsd.device), index)
+    return sigma
+
+
+def _total(terms: list[Tensor], model: Model) -> Tensor:
+    return torch.stack(terms).sum() if terms else model.octree.gsd.new_zeros(())

@@ -1,0 +1,44 @@
+"""Rays of SfM observations: where a tracked point lies along the ray of the pixel that saw it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inf_nerf.octree.routing import route
+from inf_nerf.octree.topology import Octree
+from inf_nerf.render.sampling import NEAR
+from inf_nerf.scene.cameras import Rays
+from inf_nerf.scene.scene import Scene
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """O observations by training photos of points inside the root cube that this rank may train."""
+
+    scene: Scene
+    photo: Tensor  # [O] int64
+    xy: Tensor  # [O, 2] level-0 pixels
+    distance: Tensor  # [O] from the camera to the point
+    weight: Tensor  # [O] falls with the point's reprojection error
+
+    @staticmethod
+    def of(scene: Scene, octree: Octree, footprint_px: float) -> "Tracks":
+        """All usable observations; points whose node another rank owns are left to that rank."""
+        points = scene.points
+        point = points.track_point
+        _, foreign = route(octree, points.xyz, points.footprint * footprint_px)
+        usable_point = (points.xyz.abs() <= 1).all(1) & ~foreign
+        trained = torch.zeros(len(scene.photos), dtype=torch.bool)
+        trained[torch.tensor(scene.train, dtype=torch.int64)] = True
+        distance = (points.xyz[point] - scene.cameras.centre[points.track_photo]).norm(dim=1)
+        keep = torch.nonzero(usable_point[point] & trained[points.track_photo] & (distance > NEAR)).squeeze(1)
+        error = points.error[point[keep]]
+        return Tracks(scene, points.track_photo[keep], points.track_xy[keep], distance[keep], 1 / (1 + error))
+
+    def sample(self, count: int, generator: torch.Generator) -> tuple[Rays, Tensor, Tensor]:
+        """Rays, target distances [T] and weights [T] of ``count`` random observations (none if there are none)."""
+        count = count if len(self.photo) else 0
+        chosen = torch.randint(max(1, len(self.photo)), (count,), generator=generator)
+        rays = self.scene.cameras.rays_at(self.photo[chosen], self.xy[chosen])
+        return rays, self.distance[chosen], self.weight[chosen]

@@ -1,0 +1,271 @@
+"""Train a prepared run on Ray Train workers, follow it, record it in MLflow, evaluate it.
+
+    inf-nerf train --config configs/laptop.yaml --data-root photos/ --output-dir runs/mine --workers 2
+
+The driver (this process) starts `TorchTrainer`, shows progress and talks to MLflow.  The workers run `train_worker`: it
+restores the newest checkpoint of the run directory if there is one, so a restarted worker, a restarted driver and a
+resumed run all take the same way.
+"""
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from inf_nerf.config import Config
+from inf_nerf.errors import InputError
+from inf_nerf.files import write_atomic
+from inf_nerf.octree.partition import Partition, make_partition
+from inf_nerf.train.assembly import assemble
+from inf_nerf.train.checkpoint import latest_checkpoint, read_manifest, restore, save_checkpoint
+from inf_nerf.train.loop import NotFiniteError
+from inf_nerf.train.loop import train as train_loop
+from pipelines import evaluate, prepare
+from pipelines.ingest import datasets_for, tile_batches
+from pipelines.progress import TrainingProgress
+from pipelines.ray_session import start_ray
+from pipelines.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+STOP_FILE = "stop"
+POLL_SECONDS = 0.5
+# keys that may differ between the parts of one run: they do not change what is learned
+OPERATIONAL = ("tracking.", "render.", "eval.", "train.num_workers", "train.cpus_per_worker", "train.gpus_per_worker")
+OPERATIONAL += ("train.log_every", "train.save_", "train.keep_", "train.max_failures", "train.collective_")
+# keys that --resume may change on purpose, for example to train longer
+RESUMABLE = ("train.", "loss.", "data.", "sampler.")
+
+
+def run(config: Config, run_dir: Path, data_root: Path | None = None, resume: str | None = None) -> int:
+    """Train until the budget is used and evaluate; returns the exit code: 0, 130 after Ctrl-C, 143 after SIGTERM."""
+    run_dir = run_dir.absolute()
+    start = _starting_point(config, run_dir, resume)
+    if start is not None and resume is None and read_manifest(start)["complete"]:
+        print(f"{run_dir} is already trained ({read_manifest(start)['step']} steps); nothing to train.")
+        evaluate.run(run_dir, config)
+        return 0
+    if data_root is not None:
+        prepare.run(config, data_root, run_dir)
+    elif not (run_dir / "run.json").exists():
+        raise InputError(f"{run_dir} is not prepared; name the photos with --data-root or run inf-nerf prepare first.")
+    prepared = prepare.read_prepared(run_dir)
+    if start is not None and read_manifest(start)["identity"] != prepared.identity:
+        raise InputError(f"{start} belongs to other photos or another tree than {run_dir}; resume a checkpoint of it.")
+    write_atomic(run_dir / "config.yaml", config.to_yaml())
+
+    partition = make_partition(prepared.octree, max(1, config.train.num_workers), config.train.shared_upper_levels)
+    with Tracker(config, run_dir) as tracker:
+        tracker.log_octree(prepared.octree)
+        code = _fit_and_follow(config, run_dir, partition, start, tracker)
+        newest = latest_checkpoint(run_dir)
+        if newest is not None:
+            tracker.log_checkpoint(newest, read_manifest(newest)["digest"])
+        if code:
+            tracker.interrupted()
+            print(f"Stopped and saved {newest}; the same command continues from there.")
+            return code
+        tracker.log_evaluation(evaluate.run(run_dir, config))
+        for picture in sorted((run_dir / "pictures").glob("*.png")):
+            tracker.log_picture(picture)
+        tracker.log_artifact(run_dir / "config.yaml")
+    return 0
+
+
+def train_worker(settings: dict[str, Any]) -> str | None:
+    """One rank, wherever Ray runs it; returns None, or the one sentence that says why training cannot go on."""
+    config, run_dir, partition = settings["config"], settings["run_dir"], settings["partition"]
+    rank = ray.train.get_context().get_world_rank()
+    torch.set_num_threads(settings["threads"])
+    device = ray.train.torch.get_device() if config.train.gpus_per_worker else torch.device("cpu")
+    try:
+        prepared = prepare.read_prepared(run_dir)
+        shards = {name: tile_batches(ray.train.get_dataset_shard(name)) for name in settings["datasets"]}
+        work = assemble(
+            config,
+            prepared.scene,
+            prepared.octree,
+            partition,
+            rank,
+            shards["train"],
+            shards.get("val"),
+            prepared.mean_colour,
+            device,
+        )
+        # Ray calls this again after a worker was lost: go on from the newest checkpoint
+        start = latest_checkpoint(run_dir) or settings["start"]
+        if start is not None:
+            restore(work, start)
+
+        def on_log(row: dict[str, object]) -> None:
+            with open(run_dir / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+
+        def on_save(val_psnr: float | None) -> None:
+            complete = work.progress.share(config) >= 1
+            path = save_checkpoint(
+                run_dir, work, prepared.scene, prepared.octree, prepared.identity, val_psnr, complete
+            )
+            ray.train.report({"step": work.progress.step, "val_psnr": val_psnr, "checkpoint_path": str(path)})
+
+        train_loop(work, on_log, on_save, _StopFile(run_dir).requested)
+    except (InputError, NotFiniteError) as error:
+        return str(error)
+    return None
+
+
+def _starting_point(config: Config, run_dir: Path, resume: str | None) -> Path | None:
+    """The checkpoint to continue from, after making sure that it is this configuration's."""
+    newest = latest_checkpoint(run_dir)
+    if resume is None:
+        if newest is not None:
+            _refuse_change(config, newest, (), "use another --output-dir, or --resume latest to change the training")
+        return newest
+    start = newest if resume == "latest" else Path(resume).absolute()
+    if start is None:
+        raise InputError(f"{run_dir} holds no complete checkpoint to resume; leave --resume out to start.")
+    if not (start / "manifest.json").exists():
+        nested = latest_checkpoint(start)
+        if nested is None:
+            raise InputError(f"{start} is neither a checkpoint nor a run directory with one; correct --resume.")
+        start = nested
+    _refuse_change(config, start, RESUMABLE, "only train, loss, data and sampler keys may change on --resume")
+    if start.parent == run_dir / "checkpoints":
+        # what was trained after the chosen checkpoint is kept under another name and no longer counts as newest
+        for later in (run_dir / "checkpoints").iterdir():
+            if later.name.isdigit() and int(later.name) > int(start.name):
+                os.replace(later, later.with_name(f"{later.name}.superseded-{int(time.time())}"))
+    return start
+
+
+def _refuse_change(config: Config, checkpoint: Path, allowed: tuple[str, ...], remedy: str) -> None:
+    before, now = Config.model_validate(read_manifest(checkpoint)["config"]).flat(), config.flat()
+    for key, value in now.items():
+        if before.get(key) != value and not key.startswith(OPERATIONAL + allowed):
+            raise InputError(
+                f"{key} is {value!r}, but the run in {checkpoint.parent.parent} was made with {before.get(key)!r}; {remedy}."
+            )
+
+
+def _fit_and_follow(config: Config, run_dir: Path, partition: Partition, start: Path | None, tracker: Tracker) -> int:
+    """Run `TorchTrainer` in a thread while this one shows progress and waits for signals.
+
+    Ray would abort the workers on Ctrl-C; from a thread it leaves the signal to us, and the workers save first.
+    """
+    stop_file = run_dir / STOP_FILE
+    stop_file.unlink(missing_ok=True)
+    received: list[int] = []
+
+    def request_stop(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        stop_file.touch()
+
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            _fit(config, run_dir, partition, start)
+        except BaseException as error:  # handed to the main thread
+            failure.append(error)
+
+    metrics = run_dir / "metrics.jsonl"
+    _forget_rows_after(metrics, read_manifest(start)["step"] if start is not None else 0)
+    before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    try:
+        thread.start()
+        with TrainingProgress(config, metrics, tracker.log_metrics) as progress:
+            while thread.is_alive():
+                progress.update()
+                thread.join(POLL_SECONDS)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        stop_file.unlink(missing_ok=True)
+    if failure:
+        raise failure[0]
+    return 128 + received[0] if received and not _is_complete(run_dir) else 0
+
+
+def _fit(config: Config, run_dir: Path, partition: Partition, start: Path | None) -> None:
+    num_workers, train = config.train.num_workers, config.train
+    start_ray(config)
+    datasets, data_config = datasets_for(config, run_dir, partition, num_workers)
+    cores = os.cpu_count() or 1
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "config": config,
+            "run_dir": run_dir,
+            "partition": partition,
+            "start": start,
+            "datasets": tuple(datasets),
+            "threads": cores if num_workers == 0 else max(1, int(train.cpus_per_worker)),
+        },
+        scaling_config=ScalingConfig(
+            num_workers=num_workers,
+            use_gpu=train.gpus_per_worker > 0,
+            resources_per_worker={"CPU": train.cpus_per_worker}
+            | ({"GPU": train.gpus_per_worker} if train.gpus_per_worker else {}),
+        ),
+        run_config=RunConfig(
+            # our own checkpoints say where a run stands; Ray's record of one attempt must not revive another
+            name=f"attempt-{int(time.time() * 1000)}",
+            storage_path=str(run_dir / "ray"),
+            failure_config=FailureConfig(max_failures=train.max_failures),
+        ),
+        torch_config=TorchConfig(timeout_s=int(train.collective_timeout_seconds)),
+        datasets=datasets,
+        dataset_config=data_config,
+    )
+    try:
+        problem = trainer.fit().return_value
+    except TrainingFailedError as error:
+        raise InputError(
+            f"Training failed on a worker ({str(error).strip().splitlines()[-1]}); the log above tells where, and the "
+            f"same command continues from the last checkpoint of {run_dir}."
+        ) from error
+    if problem:
+        raise InputError(problem)
+
+
+def _is_complete(run_dir: Path) -> bool:
+    newest = latest_checkpoint(run_dir)
+    return newest is not None and bool(read_manifest(newest)["complete"])
+
+
+def _forget_rows_after(metrics: Path, step: int) -> None:
+    """Drop the rows of steps that will be trained again."""
+    if metrics.exists():
+        rows = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
+        write_atomic(metrics, "".join(f"{line}\n" for line in rows if json.loads(line)["step"] <= step))
+
+
+class _StopFile:
+    """Polls for the driver's request to stop, at most every half second."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / STOP_FILE
+        self._next = 0.0
+
+    def requested(self) -> bool:
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + POLL_SECONDS
+        return self._path.exists()
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_stage
+
+    run_stage("train")
