@@ -19,10 +19,10 @@ from rich.table import Table
 
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
-from inf_nerf.files import sha256_file, write_atomic
+from inf_nerf.files import write_atomic
 from inf_nerf.render.sheet import SheetRow, evaluation_sheet
 from inf_nerf.scene.photos import read_mask, read_photo
-from inf_nerf.train.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
+from inf_nerf.train.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, read_manifest
 from inf_nerf.train.evaluation import View, evaluate, require_test_photos, work
 
 RESULT, KEY, SHEET = "eval.json", "eval_key.json", Path("pictures/eval_sheet.png")
@@ -37,15 +37,12 @@ def run(run_dir: Path, config: Config | None = None, checkpoint: Path | None = N
     """
     console = Console()
     path = checkpoint or find_checkpoint(run_dir)
-    if not (path / "manifest.json").is_file():
-        raise InputError(
-            f"{path} is not a checkpoint, it has no manifest.json; name a directory below RUN/checkpoints."
-        )
-    loaded = load_checkpoint(path)
-    settings = config or loaded.config
-    key = _key(path, settings)
+    manifest = read_manifest(path)
+    settings = config or Config.model_validate(manifest["config"])
+    key = _key(manifest["digest"], settings)
     result = _reusable(run_dir, key)
     if result is None:
+        loaded = load_checkpoint(path)
         require_test_photos(loaded.scene)
         with all_threads():
             result = _evaluate(run_dir, loaded, settings, console, key)
@@ -98,9 +95,10 @@ def table(result: dict[str, Any]) -> Table:
     shown.add_row("level 0, colour-corrected", "", *(_pair(scores["colour_corrected"], "0") for scores in protocols))
     shown.add_row("level 0, floor: mean colour", "", *(f"{scores['psnr0_floor']:.2f}" for scores in protocols))
     shares = ", ".join(f"{level}: {100 * share:.1f} %" for level, share in result["level_share"].items())
+    nodes, size = (_mean(result["images"], name) for name in ("nodes_touched", "bytes_touched"))
     shown.caption = (
-        f"{result['num_nodes']} nodes, {result['model_bytes'] / 1e6:.1f} MB; a level-0 view touches "
-        f"{_mean(result['images'], 'nodes_touched'):.1f} nodes, {_mean(result['images'], 'bytes_touched') / 1e6:.1f} MB."
+        f"{result['num_nodes']} nodes, {result['model_bytes'] / 1e6:.1f} MB; "
+        f"a level-0 view touches {nodes:.1f} nodes, {size / 1e6:.1f} MB."
         f"\nShare of the pictures answered by each octree level - {shares}"
     )
     shown.caption_justify = "left"
@@ -145,11 +143,11 @@ def _evaluate(run_dir: Path, loaded: Checkpoint, settings: Config, console: Cons
     return result
 
 
-def _key(checkpoint: Path, settings: Config) -> str:
+def _key(checkpoint: str, settings: Config) -> str:
     """Hash of everything that a result depends on."""
     parts = {
         "format": FORMAT,
-        "checkpoint": sha256_file(checkpoint / "manifest.json"),
+        "checkpoint": checkpoint,
         "eval": settings.digest("eval"),
         "pyramid_levels": settings.scene.pyramid_levels,
     }

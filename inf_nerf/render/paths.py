@@ -39,7 +39,7 @@ class CameraPath:
     """Views in the order in which a video shows them."""
 
     cameras: Cameras
-    fps: float
+    fps: int
 
     def __len__(self) -> int:
         return len(self.cameras)
@@ -137,7 +137,7 @@ def path_from_json(file: Path, frame: WorldFrame) -> CameraPath:
     content = _read_json(file)
     width, height = _number(file, content, "width", 1, 16384), _number(file, content, "height", 1, 16384)
     fov = _number(file, content, "fov_degrees", 1e-3, 175.0)
-    fps = _number(file, content, "fps", 0.1, 1000.0)
+    fps = _number(file, content, "fps", 1, 240)
     frames = content.get("frames")
     if not isinstance(frames, list) or not frames:
         raise InputError(f"{file} has no list 'frames' with at least one frame; see docs/camera-paths.md.")
@@ -157,7 +157,7 @@ def path_from_json(file: Path, frame: WorldFrame) -> CameraPath:
     base["grid_shape"] = base["grid_shape"].expand(count, 2).clone()
     base["grid_start"] = base["grid_start"].expand(count).clone()
     base["intrinsics"] = torch.tensor([[value, value, width / 2, height / 2] for value in focal])
-    return CameraPath(Cameras.from_state(base), fps)
+    return CameraPath(Cameras.from_state(base), round(fps))
 
 
 def look_at(eye: ArrayLike, target: ArrayLike) -> Array:

@@ -17,7 +17,7 @@ from inf_nerf.render.colourmap import Picture
 from inf_nerf.render.sheet import png_bytes
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".gif")
-QUALITY = "18"  # x264's constant rate factor: no loss that one sees
+QUALITY = 7  # of 10; x264's constant rate factor 15
 GIF_PALETTE = "split[frames][look];[look]palettegen[palette];[frames][palette]paletteuse"
 
 
@@ -28,7 +28,7 @@ class FrameSink(Protocol):
 
 
 @contextmanager
-def video_writer(out: Path, width: int, height: int, fps: float) -> Iterator[FrameSink]:
+def video_writer(out: Path, width: int, height: int, fps: int) -> Iterator[FrameSink]:
     """Encodes frames [height, width, 3] uint8 into ``out``, H.264 or GIF by its suffix.
 
     H.264 in its common pixel format has even sizes only, so an odd last row or column is repeated once.  If the body
@@ -55,8 +55,8 @@ def video_writer(out: Path, width: int, height: int, fps: float) -> Iterator[Fra
             codec="libx264",
             pix_fmt_out="yuv420p",
             macro_block_size=1,
-            quality=None,
-            output_params=["-crf", QUALITY, "-movflags", "+faststart"],
+            quality=QUALITY,
+            output_params=["-movflags", "+faststart"],
         )
 
     def take(frame: Picture) -> None:
