@@ -190,7 +190,10 @@ def render(
     path: Annotated[
         str, typer.Option("--path", metavar="orbit|zoom|photos|FILE", help="Camera path; FILE is a JSON of cameras.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="A video (.mp4) or a picture (.png).")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="A video (.mp4), a picture of the first frame (.png), or a directory of stills."),
+    ],
     mode: Annotated[Mode, typer.Option(help="What to show: level is the octree level that answered.")] = Mode.COLOUR,
     overrides: Overrides = None,
     log_level: Level = LogLevel.INFO,

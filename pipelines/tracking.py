@@ -53,7 +53,7 @@ class Tracker:
         self._config = config
         self._run_dir = run_dir
         self._tags = dict(tags or {})
-        self._status: Status | None = None
+        self._status: Status = "FINISHED"
         self._client: MlflowClient | None = None
         self._writer: _Writer | None = None
 
@@ -74,15 +74,15 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Write what is queued and end the run: as told by :meth:`end`, else by how the block was left."""
-        status = _status_of(error) if error is not None else self._status or "FINISHED"
+        """Write what is queued and end the run: ``FAILED`` after an error, ``KILLED`` after an interruption."""
+        status = _status_of(error) if error is not None else self._status
         if self._client is not None and self._writer is not None and self.run_id is not None:
             client, run_id = self._client, self.run_id
             self._writer.close(lambda: client.set_terminated(run_id, status))
 
-    def end(self, status: Status) -> None:
-        """Say how the run ends where no exception tells, e.g. ``KILLED`` after Ctrl-C that saved."""
-        self._status = status
+    def interrupted(self) -> None:
+        """The training was stopped and saved without an exception: unless one follows, the run ends ``KILLED``."""
+        self._status = "KILLED"
 
     def log_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows of ``metrics.jsonl``: each has a ``step``; nested names are joined by ``/``.  Never blocks."""

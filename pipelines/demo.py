@@ -1,0 +1,137 @@
+"""The whole path on a small synthetic city, for a newcomer: synth, prepare, train with evaluation, render.
+
+Everything lies in one run directory, so the same command continues what was interrupted and reuses what is there.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from inf_nerf.config import Config, load_config
+from inf_nerf.errors import InputError
+from inf_nerf.files import write_atomic
+from inf_nerf.train.checkpoint import latest_checkpoint
+from pipelines import prepare, render, synth, train
+from pipelines.tracking import tracking_uri, without_password
+
+CONFIG = Path("configs/demo.yaml")  # in the repository
+STAGES = ("synth", "prepare", "train and eval", "render")
+
+
+@dataclass(frozen=True)
+class City:
+    """What the demo's synthetic city is made with."""
+
+    blocks: int = 3
+    photos: int = 60
+    size: int = 320  # longest side in pixels
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One thing the demo renders."""
+
+    title: str
+    file: str  # below the run directory
+    path: str
+    mode: str
+
+
+PICTURES = (
+    Picture("zoom from far to near", "pictures/zoom.mp4", "zoom", "colour"),
+    Picture("still of the city", "pictures/city.png", "orbit", "colour"),
+    Picture("octree level of each pixel", "pictures/city_level.png", "orbit", "level"),
+)
+
+
+def run(output_dir: Path = Path("runs/demo"), overrides: Iterable[str] = (), city: City | None = None) -> int:
+    """Run or continue the demo; returns the exit code of the training.
+
+    Raises :class:`InputError` where ``configs/demo.yaml`` is not there, as in an installation without the repository.
+    """
+    config = load_config(demo_config_file(), overrides)
+    console = Console()
+    started = time.monotonic()
+
+    _announce(console, 0)
+    photos = _city_photos(output_dir / "city", city or City(), console)
+    _announce(console, 1)
+    prepare.run(config, photos, output_dir)
+    _announce(console, 2)
+    code = train.run(config, output_dir)
+    if code != 0:
+        return code
+    _announce(console, 3)
+    for picture in PICTURES:
+        _render(output_dir, picture, console)
+    console.rule(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
+    console.print(closing_words(output_dir, config), highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def demo_config_file() -> Path:
+    """``configs/demo.yaml`` of the repository that this module stands in, or of the working directory."""
+    places = (Path(__file__).resolve().parents[1] / CONFIG, CONFIG.absolute())
+    for path in places:
+        if path.is_file():
+            return path
+    raise InputError(
+        f"{places[0]} does not exist; the demo needs a clone of the repository, install it there with make install."
+    )
+
+
+def closing_words(run_dir: Path, config: Config) -> str:
+    """Where the results are and how to look at them."""
+    evaluation = json.loads((run_dir / "eval.json").read_text())
+    lines = [
+        f"Held-out photos: PSNR {evaluation['psnr']:.2f} dB and SSIM {evaluation['ssim']:.3f} over the pyramid, "
+        f"{evaluation['psnr0']:.2f} dB at full size (one colour everywhere: {evaluation['psnr0_floor']:.2f} dB).",
+        "",
+        "Pictures",
+        *(f"  {run_dir / picture.file}   {picture.title}" for picture in PICTURES),
+        f"  {run_dir / 'pictures/eval_sheet.png'}   photo | render | error | level of held-out photos",
+        "Metrics",
+        f"  {run_dir / 'eval.json'}   scores per photo and pyramid level",
+        f"  {run_dir / 'metrics.jsonl'}   one line per logged training step",
+    ]
+    if config.tracking.enabled:
+        mlflow = Path(sys.executable).with_name("mlflow")
+        if mlflow.is_relative_to(Path.cwd()):
+            mlflow = mlflow.relative_to(Path.cwd())
+        uri = without_password(tracking_uri(config))
+        lines += ["MLflow", f"  {uri}", f"  {mlflow} ui --backend-store-uri {uri}   and open the address it prints"]
+    return "\n".join(lines)
+
+
+def _announce(console: Console, stage: int) -> None:
+    console.rule(f"{stage + 1}/{len(STAGES)} {STAGES[stage]}")
+
+
+def _city_photos(folder: Path, city: City, console: Console) -> Path:
+    """The city's COLMAP folder; drawn unless a finished one of the same city is there."""
+    finished = folder / "city.json"
+    wanted = json.dumps(asdict(city)) + "\n"
+    if finished.is_file() and finished.read_text() == wanted:
+        console.print(f"{folder} is there and used again.")
+        return folder
+    finished.unlink(missing_ok=True)
+    synth.run(folder, blocks=city.blocks, photos=city.photos, size=city.size, seed=city.seed)
+    write_atomic(finished, wanted)
+    return folder
+
+
+def _render(run_dir: Path, picture: Picture, console: Console) -> None:
+    """Render one picture unless it is newer than the checkpoint."""
+    out = run_dir / picture.file
+    checkpoint = latest_checkpoint(run_dir)
+    if checkpoint and out.is_file() and out.stat().st_mtime > (checkpoint / "manifest.json").stat().st_mtime:
+        console.print(f"{out} is there and used again.")
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    render.run(run_dir, picture.path, out, mode=picture.mode)
