@@ -59,12 +59,13 @@ class Cameras:
     grid_shape: Tensor  # [C, 2] int64, rows and columns of the camera's lookup; 0 0 without distortion
     grid_start: Tensor  # [C] int64, its first row in `grid_table`
     grid_table: Tensor  # [G, 3] float32, directions in camera axes, one ring of control points outside the image
+    grid_valid: Tensor  # [G] bool, false at control points where the camera model has no ray
 
     def __post_init__(self) -> None:
         num_views, num_cameras = self.camera_id.shape[0], self.size.shape[0]
         assert self.cam_to_world.shape == (num_views, 3, 4) and self.appearance.shape == (num_views,)
         assert self.size.shape == self.grid_shape.shape == (num_cameras, 2) and self.grid_start.shape == (num_cameras,)
-        assert self.intrinsics.shape == (num_cameras, 4) and self.grid_table.shape[1:] == (3,)
+        assert self.intrinsics.shape == (num_cameras, 4) and self.grid_table.shape == (len(self.grid_valid), 3)
 
     def __len__(self) -> int:
         return self.camera_id.shape[0]
@@ -146,17 +147,41 @@ class Cameras:
             grid_shape=torch.zeros(1, 2, dtype=torch.int64),
             grid_start=torch.zeros(1, dtype=torch.int64),
             grid_table=torch.zeros(0, 3),
+            grid_valid=torch.zeros(0, dtype=torch.bool),
         )
+
+    def has_ray(self, photo: Tensor, xy: Tensor) -> Tensor:
+        """Whether the camera model has a ray for level-0 pixel coordinates ``xy`` [R, 2]; [R] bool.
+
+        It may not in the corners of very wide lenses, where the fitted distortion folds back.
+        """
+        camera = self.camera_id[photo]
+        result = torch.ones(len(xy), dtype=torch.bool, device=xy.device)
+        distorted = torch.nonzero(self.grid_shape[camera, 0] > 0)[:, 0]
+        if len(distorted) and not self.grid_valid.all():
+            first, columns, _, _ = self._cell(camera[distorted], xy[distorted])
+            across = torch.arange(4, device=xy.device)
+            corners = first[:, None, None] + columns[:, None, None] * across[:, None] + across  # [Q, 4, 4]
+            result[distorted] = self.grid_valid[corners].flatten(1).all(dim=1)
+        return result
+
+    def _cell(self, camera: Tensor, xy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Where level-0 pixels lie in their camera's lookup.
+
+        Returns the table row of the first of the 4 x 4 control points around them [Q], the number of columns of the
+        lookup [Q], the position within the cell [Q, 2] and the cells per pixel [Q, 2].
+        """
+        rows, columns = self.grid_shape[camera].unbind(-1)
+        cells = torch.stack([columns, rows], dim=-1) - 3  # [Q, 2] cells that cover the image
+        per_pixel = cells / self.size[camera]
+        position = xy * per_pixel
+        cell = torch.minimum(position.floor().clamp_min(0).long(), cells - 1)
+        return self.grid_start[camera] + cell[:, 1] * columns + cell[:, 0], columns, position - cell, per_pixel
 
     def _look_up(self, camera: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
         """Interpolated directions [Q, 3] and the triple product D . (dD/du x dD/dv) [Q] at level-0 pixels."""
-        rows, columns = self.grid_shape[camera].unbind(-1)
-        cells = torch.stack([columns, rows], dim=-1) - 3  # [Q, 2] cells that cover the image
-        per_pixel = cells / self.size[camera]  # [Q, 2] cells per level-0 pixel
-        position = xy * per_pixel
-        cell = torch.minimum(position.floor().clamp_min(0).long(), cells - 1)
-        (weight_x, slope_x), (weight_y, slope_y) = (catmull_rom(t) for t in (position - cell).unbind(-1))  # [Q, 4]
-        first = self.grid_start[camera] + cell[:, 1] * columns + cell[:, 0]
+        first, columns, within, per_pixel = self._cell(camera, xy)
+        (weight_x, slope_x), (weight_y, slope_y) = (catmull_rom(t) for t in within.unbind(-1))  # [Q, 4] each
         across = torch.arange(4, device=xy.device)
         ray, along_x, along_y = (torch.zeros(len(xy), 3, device=xy.device) for _ in range(3))
         for row in range(4):
