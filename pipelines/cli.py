@@ -76,10 +76,10 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory of p
 @app.command()
 def synth(
     out: Annotated[Path, typer.Option("--out", help="Where the COLMAP folder of the city is written.")],
-    blocks: Annotated[int, typer.Option(min=1, help="City blocks along each side.")] = 3,
-    photos: Annotated[int, typer.Option(min=3, help="Photos, from several heights.")] = 60,
-    size: Annotated[int, typer.Option(min=16, help="Longest side of a photo in pixels.")] = 320,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed is another city.")] = 0,
+    blocks: Annotated[int, typer.Option(help="City blocks along each side.")] = 4,
+    photos: Annotated[int, typer.Option(help="Photos, from several heights.")] = 60,
+    size: Annotated[int, typer.Option(help="Longest side of a photo in pixels.")] = 480,
+    seed: Annotated[int, typer.Option(help="Another seed is another city.")] = 0,
     overrides: Overrides = None,
     log_level: Level = LogLevel.INFO,
 ) -> None:
@@ -87,7 +87,7 @@ def synth(
 
     Writes OUT/images and OUT/sparse/0, the same as a COLMAP reconstruction; no config key changes the city.
 
-    Example: `inf-nerf synth --out runs/city --blocks 3 --photos 60`
+    Example: `inf-nerf synth --out runs/city --blocks 4 --photos 60`
     """
     _start_logging(log_level)
     _configure(None, overrides)  # checked like everywhere, so that one set of overrides can serve all stages

@@ -14,23 +14,14 @@ from rich.console import Console
 
 from inf_nerf.config import Config, load_config
 from inf_nerf.errors import InputError
-from inf_nerf.files import write_atomic
+from inf_nerf.scene.city import CityParameters
 from inf_nerf.train.checkpoint import latest_checkpoint
 from pipelines import prepare, render, synth, train
 from pipelines.tracking import tracking_uri, without_password
 
 CONFIG = Path("configs/demo.yaml")  # in the repository
+CITY = CityParameters(blocks=3, photos=60, size=320)
 STAGES = ("synth", "prepare", "train and eval", "render")
-
-
-@dataclass(frozen=True)
-class City:
-    """What the demo's synthetic city is made with."""
-
-    blocks: int = 3
-    photos: int = 60
-    size: int = 320  # longest side in pixels
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ PICTURES = (
 )
 
 
-def run(output_dir: Path = Path("runs/demo"), overrides: Iterable[str] = (), city: City | None = None) -> int:
+def run(output_dir: Path = Path("runs/demo"), overrides: Iterable[str] = (), city: CityParameters = CITY) -> int:
     """Run or continue the demo; returns the exit code of the training.
 
     Raises :class:`InputError` where ``configs/demo.yaml`` is not there, as in an installation without the repository.
@@ -60,7 +51,8 @@ def run(output_dir: Path = Path("runs/demo"), overrides: Iterable[str] = (), cit
     started = time.monotonic()
 
     _announce(console, 0)
-    photos = _city_photos(output_dir / "city", city or City(), console)
+    photos = output_dir / "city"
+    synth.run(photos, **asdict(city))
     _announce(console, 1)
     prepare.run(config, photos, output_dir)
     _announce(console, 2)
@@ -111,19 +103,6 @@ def closing_words(run_dir: Path, config: Config) -> str:
 
 def _announce(console: Console, stage: int) -> None:
     console.rule(f"{stage + 1}/{len(STAGES)} {STAGES[stage]}")
-
-
-def _city_photos(folder: Path, city: City, console: Console) -> Path:
-    """The city's COLMAP folder; drawn unless a finished one of the same city is there."""
-    finished = folder / "city.json"
-    wanted = json.dumps(asdict(city)) + "\n"
-    if finished.is_file() and finished.read_text() == wanted:
-        console.print(f"{folder} is there and used again.")
-        return folder
-    finished.unlink(missing_ok=True)
-    synth.run(folder, blocks=city.blocks, photos=city.photos, size=city.size, seed=city.seed)
-    write_atomic(finished, wanted)
-    return folder
 
 
 def _render(run_dir: Path, picture: Picture, console: Console) -> None:

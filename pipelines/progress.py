@@ -6,7 +6,6 @@ plain line comes every few seconds.  New rows are handed to a callback, the trac
 
 import json
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -18,7 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-POLL_SECONDS = 0.5
+from inf_nerf.config import Config
+
+WAITING = "waiting for the first step"
 RECENT_ROWS = 16  # the rate is taken over these
 
 Row = dict[str, Any]
@@ -51,65 +52,60 @@ class RowReader:
 
 
 class TrainingProgress:
-    """Shows a training until the block is left; the last rows are read then."""
+    """Shows a training within a ``with`` block; the driver calls :meth:`update` now and then.
+
+    Rows from byte ``offset`` of the metrics file on are shown and handed to ``on_rows``; None: only new ones.
+    """
 
     def __init__(
         self,
+        config: Config,
         metrics_path: Path,
-        total_steps: int,
-        max_seconds: float | None = None,
-        *,
-        offset: int = 0,
         on_rows: Callable[[list[Row]], None] | None = None,
+        *,
+        offset: int | None = None,
         console: Console | None = None,
         plain_seconds: float = 10.0,
     ) -> None:
         self.last: Row = {}
+        if offset is None:
+            offset = metrics_path.stat().st_size if metrics_path.exists() else 0
         self._reader = RowReader(metrics_path, offset)
-        self._total_steps = total_steps
-        self._max_seconds = max_seconds
+        self._total_steps = config.train.steps
+        self._max_seconds = config.train.max_seconds
         self._on_rows = on_rows
         self._console = console or Console()
         self._plain_seconds = plain_seconds
         self._recent: deque[Row] = deque(maxlen=RECENT_ROWS)
-        self._shown_at = time.monotonic()
-        self._shown_step: int | None = None
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="training-progress", daemon=True)
+        self._printed_at = time.monotonic()
+        self._printed_step: int | None = None
         self._live: Progress | None = None
         self._task = TaskID(0)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
-            self._live = Progress(
-                SpinnerColumn(), BarColumn(bar_width=20), TextColumn("{task.description}"), _Elapsed(),
-                console=self._console,
-            )  # fmt: skip
-            self._task = self._live.add_task("waiting for the first step", total=1.0)
+            columns = (SpinnerColumn(), BarColumn(bar_width=20), TextColumn("{task.description}"), _Times())
+            self._live = Progress(*columns, console=self._console)
+            self._task = self._live.add_task(WAITING, total=1.0)
             self._live.start()
-        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stopping.set()
-        self._thread.join()
-        self._poll()
+        self._take_rows()
         if self._live is not None:
             self._live.stop()
-        elif self.last and self.last["step"] != self._shown_step:
+        elif self.last and self.last["step"] != self._printed_step:
             self._print_line()
 
-    def _follow(self) -> None:
-        while not self._stopping.wait(POLL_SECONDS):
-            self._poll()
-            now = time.monotonic()
-            if self._live is None and now - self._shown_at >= self._plain_seconds:
-                self._shown_at = now
-                self._print_line()
+    def update(self) -> None:
+        """Take what is new in the file and show it; cheap, never raises."""
+        self._take_rows()
+        if self._live is None and time.monotonic() - self._printed_at >= self._plain_seconds:
+            self._print_line()
 
-    def _poll(self) -> None:
+    def _take_rows(self) -> None:
         rows = self._reader.read()
         if not rows:
             return
@@ -120,7 +116,7 @@ class TrainingProgress:
                 self._task,
                 description=describe(self.last, self._total_steps),
                 completed=share_done(self.last, self._total_steps, self._max_seconds),
-                remaining=seconds_left(self._recent, self._total_steps, self._max_seconds),
+                left=seconds_left(self._recent, self._total_steps, self._max_seconds),
                 seconds=self.last.get("seconds"),
             )
         if self._on_rows is not None:
@@ -130,12 +126,12 @@ class TrainingProgress:
                 log.warning("New metric rows could not be handed on: %s", error)
 
     def _print_line(self) -> None:
-        if not self.last:
-            self._console.print("waiting for the first step", highlight=False)
-            return
-        self._shown_step = self.last["step"]
-        times = _times(self.last.get("seconds"), seconds_left(self._recent, self._total_steps, self._max_seconds))
-        line = f"{describe(self.last, self._total_steps)}  {times}"
+        self._printed_at = time.monotonic()
+        line = WAITING
+        if self.last:
+            self._printed_step = self.last["step"]
+            left = seconds_left(self._recent, self._total_steps, self._max_seconds)
+            line = f"{describe(self.last, self._total_steps)}  {_times(self.last.get('seconds'), left)}"
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -172,11 +168,11 @@ def seconds_left(recent: "deque[Row]", total_steps: int, max_seconds: float | No
     return max(0.0, min(bounds)) if bounds else None
 
 
-class _Elapsed(ProgressColumn):
+class _Times(ProgressColumn):
     """Training time and what is left of it, by the rows' own clock."""
 
     def render(self, task: Task) -> Text:
-        return Text(_times(task.fields.get("seconds"), task.fields.get("remaining")))
+        return Text(_times(task.fields.get("seconds"), task.fields.get("left")))
 
 
 def _times(elapsed: float | None, remaining: float | None) -> str:

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit, urlunsplit
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 from inf_nerf.files import write_atomic
+from inf_nerf.octree.topology import Octree
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -98,10 +99,11 @@ class Tracker:
             batch = metrics[start : start + METRICS_PER_BATCH]
             self._write(lambda client, run, batch=batch: client.log_batch(run, metrics=batch), may_drop=True)
 
-    def log_octree(self, summary: Mapping[str, Any]) -> None:
-        """Numbers such as nodes per level as metrics ``octree/...``, and the whole as ``octree.json``."""
+    def log_octree(self, octree: Octree) -> None:
+        """Nodes and points per level as metrics ``octree/...``, and as ``octree.json``."""
+        summary = octree_summary(octree)
         self._log_numbers({"octree": summary}, step=0)
-        self._write(lambda client, run: client.log_dict(run, dict(summary), "octree.json"))
+        self._write(lambda client, run: client.log_dict(run, summary, "octree.json"))
 
     def log_evaluation(self, evaluation: Mapping[str, Any], step: int = 0) -> None:
         """The content of ``eval.json`` as metrics ``eval/...`` (without single photos), and whole as an artifact."""
@@ -232,6 +234,17 @@ class _Writer:
             log.warning("MLflow could not record a value (%s); the run goes on without it.", _first_line(error))
             if self._failures == GIVE_UP_AFTER:
                 log.warning("MLflow failed %d times in a row; nothing more is sent.", GIVE_UP_AFTER)
+
+
+def octree_summary(octree: Octree) -> dict[str, Any]:
+    """How large a tree is, and how its nodes and points spread over the levels."""
+    levels = range(octree.num_levels)
+    return {
+        "num_nodes": octree.num_nodes,
+        "num_levels": octree.num_levels,
+        "nodes": {f"level{level}": int((octree.level == level).sum()) for level in levels},
+        "points": {f"level{level}": int(octree.num_points[octree.level == level].sum()) for level in levels},
+    }
 
 
 def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
