@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 import ray.train
+import ray.train.torch
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -30,10 +31,10 @@ from inf_nerf.train.assembly import assemble
 from inf_nerf.train.checkpoint import latest_checkpoint, read_manifest, restore, save_checkpoint
 from inf_nerf.train.loop import NotFiniteError
 from inf_nerf.train.loop import train as train_loop
+from inf_nerf.train.reservoir import TileBatches
 from pipelines import evaluate, prepare
 from pipelines.ingest import datasets_for, tile_batches
 from pipelines.progress import TrainingProgress
-from pipelines.ray_session import start_ray
 from pipelines.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     device = ray.train.torch.get_device() if config.train.gpus_per_worker else torch.device("cpu")
     try:
         prepared = prepare.read_prepared(run_dir)
-        shards = {name: tile_batches(ray.train.get_dataset_shard(name)) for name in settings["datasets"]}
+        shards = {name: _shard(name) for name in settings["datasets"]}
         work = assemble(
             config,
             prepared.scene,
@@ -124,6 +125,12 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     return None
 
 
+def _shard(name: str) -> TileBatches:
+    iterator = ray.train.get_dataset_shard(name)
+    assert iterator is not None
+    return tile_batches(iterator)
+
+
 def _starting_point(config: Config, run_dir: Path, resume: str | None) -> Path | None:
     """The checkpoint to continue from, after making sure that it is this configuration's."""
     newest = latest_checkpoint(run_dir)
@@ -153,7 +160,8 @@ def _refuse_change(config: Config, checkpoint: Path, allowed: tuple[str, ...], r
     for key, value in now.items():
         if before.get(key) != value and not key.startswith(OPERATIONAL + allowed):
             raise InputError(
-                f"{key} is {value!r}, but the run in {checkpoint.parent.parent} was made with {before.get(key)!r}; {remedy}."
+                f"{key} is {value!r}, but the run in {checkpoint.parent.parent} was made with {before.get(key)!r}; "
+                f"{remedy}."
             )
 
 
@@ -199,7 +207,6 @@ def _fit_and_follow(config: Config, run_dir: Path, partition: Partition, start: 
 
 def _fit(config: Config, run_dir: Path, partition: Partition, start: Path | None) -> None:
     num_workers, train = config.train.num_workers, config.train
-    start_ray(config)
     datasets, data_config = datasets_for(config, run_dir, partition, num_workers)
     cores = os.cpu_count() or 1
     trainer = TorchTrainer(

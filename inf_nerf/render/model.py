@@ -112,7 +112,7 @@ class Model:
         num_rays = len(rays)
         samples = self.sample(rays, generator)
         looks = self._appearance(rays, appearance)
-        sigma, rgb, weights, remaining = self._foreground(samples, rays, looks, lod_blend)
+        rgb, weights, remaining = self._foreground(samples, rays, looks, lod_blend)
         enter, leave = cube_span(rays)
         leave = torch.where(leave > enter, leave, torch.zeros_like(leave))
         colour = along_rays(weights, rgb, samples.ray, num_rays)
@@ -154,8 +154,8 @@ class Model:
 
     def _foreground(
         self, samples: Samples, rays: Rays, looks: Tensor, lod_blend: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Density [Q], colour [Q, 3] and weight [Q] of the samples, and the transmittance [R] behind them."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Colour [Q, 3] and weight [Q] of the samples, and the transmittance [R] behind them."""
         node, xyz, source, mix = samples.node, samples.xyz, torch.arange(len(samples), device=rays.origin.device), None
         if lod_blend > 0 and len(samples):
             neighbour, weight = blend_neighbour(self.octree, xyz, samples.footprint, lod_blend)
@@ -184,9 +184,9 @@ class Model:
             rgb_sorted[seen] = self.field.colour(geo[seen], rays.direction[ray], looks[ray], node[seen])
             rgb_parts = rgb_sorted[back]
         if mix is None:
-            return total, rgb_parts, weights, remaining
+            return rgb_parts, weights, remaining
         parts = rgb_parts * (sigma_parts / total[source].clamp_min(1e-20))[:, None]
-        return total, parts.new_zeros(len(samples), 3).index_add(0, source, parts), weights, remaining
+        return parts.new_zeros(len(samples), 3).index_add(0, source, parts), weights, remaining
 
     def _background(
         self, rays: Rays, looks: Tensor, leave: Tensor, remaining: Tensor, generator: torch.Generator | None

@@ -271,16 +271,15 @@ def _slerp(keys: Array, time: Array) -> Array:
 
 def _turn(rotation: Array, part: float) -> Array:
     """A part of a rotation [3, 3], about the same axis."""
-    angle = math.acos(float(np.clip((np.trace(rotation) - 1) / 2, -1, 1)))
+    axis = np.array(
+        [rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]]
+    )
+    sine, cosine = np.linalg.norm(axis) / 2, (np.trace(rotation) - 1) / 2
+    angle = math.atan2(sine, cosine)
     if angle < 1e-9:
         return np.eye(3)
-    if math.pi - angle < 1e-6:  # half a turn: the axis is in the symmetric part
-        column = int(np.argmax(np.diag(rotation)))
-        axis = (rotation + np.eye(3))[:, column]
-    else:
-        axis = np.array(
-            [rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]]
-        )
+    if sine < 1e-6:  # half a turn: the axis is in the symmetric part
+        axis = (rotation + np.eye(3))[:, int(np.argmax(np.diag(rotation)))]
     x, y, z = axis / np.linalg.norm(axis)
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     return np.eye(3) + math.sin(part * angle) * cross + (1 - math.cos(part * angle)) * cross @ cross

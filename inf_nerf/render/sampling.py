@@ -22,7 +22,7 @@ from inf_nerf.octree.topology import Octree
 from inf_nerf.render.empty_space import EmptySpace
 from inf_nerf.scene.cameras import Rays
 
-NEAR = 1e-3  # a camera inside the cube sees nothing nearer than this
+NEAR = 0.02  # a camera inside the cube sees nothing nearer than this, in scene units (the paper: 0.03)
 STEPS_PER_INTERVAL = 8  # fine steps in one interval of the coarse test
 FAR = 1e3  # background distances end here, in root half-sides
 
@@ -148,7 +148,9 @@ class BackgroundSamples:
     delta: Tensor  # [R', B] in contracted units; the last one is endless
 
 
-def sample_background(rays: Rays, which: Tensor, leave: Tensor, count: int, generator: torch.Generator | None) -> BackgroundSamples:
+def sample_background(
+    rays: Rays, which: Tensor, leave: Tensor, count: int, generator: torch.Generator | None
+) -> BackgroundSamples:
     """Samples uniform in disparity from the cube's surface (or the camera, where a ray misses the cube) to infinity."""
     start = leave[which].clamp_min(0.5)[:, None]
     u = (torch.arange(count, device=which.device) + _uniform(len(which), generator, rays.origin)[:, None]) / count

@@ -27,7 +27,7 @@ def assemble(
     rank: int,
     train_tiles: TileBatches,
     val_tiles: TileBatches | None,
-    mean_colour: list[float],
+    mean_colour: tuple[float, float, float],
     device: torch.device | str = "cpu",
 ) -> Work:
     """Everything that `train` needs on one rank, at step 0."""

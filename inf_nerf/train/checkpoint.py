@@ -2,13 +2,13 @@
 
     checkpoints/<step>/manifest.json           size and hash of every file, configuration, photos, frame, progress
                        nodes/<name>.safetensors     values and occupancy of a node ("r" root, "r05", "bg" background)
-                       optimiser/<name>.safetensors its moments; a viewer never reads them
+                       optimiser/<name>.safetensors  its moments; a viewer never reads them
                        shared.safetensors      appearance, cameras, octree, backdrop
-                       rank-<r>-of-<W>.json    generator and reservoir of a rank, for a bit-equal continuation
+                       ranks/<r>-of-<W>.json   generator and reservoir of a rank, for a bit-equal continuation
 
-Every rank writes the nodes that it owns, rank 0 also the shared ones.  They are written into ``<step>.partial``; after a
-barrier rank 0 writes the manifest and renames the directory, so a directory with a manifest is complete.  A run made on
-any number of workers continues on any other.
+Every rank writes the nodes that it owns, rank 0 also the shared ones.  They are written into ``<step>.partial``; after
+a barrier rank 0 writes the manifest and renames the directory, so a directory with a manifest is complete.  A run made
+on any number of workers continues on any other.
 """
 
 import base64
@@ -148,7 +148,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path} is not a complete checkpoint (it has no {MANIFEST}); name another one.") from None
     except json.JSONDecodeError:
-        raise InputError(f"{path / MANIFEST} is damaged (not JSON); delete {path} to use the checkpoint before.") from None
+        raise InputError(
+            f"{path / MANIFEST} is damaged (not JSON); delete {path} to use the checkpoint before."
+        ) from None
     if manifest.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"{path} has checkpoint format {manifest.get('format_version')}, this version reads {FORMAT_VERSION}; "
@@ -267,7 +269,9 @@ def _verified(path: Path, name: str, manifest: dict[str, Any]) -> bytes:
     """Content of a file whose size and hash agree with the manifest."""
     expected = manifest["files"].get(name)
     if expected is None:
-        raise InputError(f"{path / MANIFEST} does not list {name}; the checkpoint belongs to another tree, name another.")
+        raise InputError(
+            f"{path / MANIFEST} does not list {name}; the checkpoint belongs to another tree, name another."
+        )
     file = path / name
     try:
         data = file.read_bytes()
@@ -286,7 +290,9 @@ def _read(path: Path, name: str, manifest: dict[str, Any]) -> dict[str, Tensor]:
     try:
         return load_tensors(data)
     except SafetensorError as error:
-        raise InputError(f"{path / name} cannot be read ({error}); delete {path} to use the checkpoint before it.") from error
+        raise InputError(
+            f"{path / name} cannot be read ({error}); delete {path} to use the checkpoint before it."
+        ) from error
 
 
 def _without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -296,4 +302,3 @@ def _without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor
 def _barrier() -> None:
     if distributed():
         dist.barrier()
-

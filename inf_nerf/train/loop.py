@@ -189,7 +189,9 @@ def score_val(work: Work) -> float | None:
         for start in range(0, len(work.val.photo), 4096):
             part = slice(start, start + 4096)
             batch = work.val
-            rays = work.cameras.rays(batch.photo[part], batch.level[part], batch.xy[part]).to(work.model.appearance.device)
+            rays = work.cameras.rays(batch.photo[part], batch.level[part], batch.xy[part]).to(
+                work.model.appearance.device
+            )
             rendered = work.model.render(rays)
             each = losses.ray_weights(rendered, batch.multiplicity[part].to(rendered.rgb), work.shared)
             error += float((each * (rendered.rgb - batch.rgb[part].to(rendered.rgb)).square().mean(1)).sum())

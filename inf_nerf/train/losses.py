@@ -7,7 +7,7 @@ seed name               paper                          here
 lambda_rgb              photometric                    squared error of the colours
 lambda_depth            -                              distance of tracked SfM points, in footprints, Huber
 lambda_sparsity         transparency, weight w3        mean of 1 - exp(-sigma gsd)
-lambda_consistency      parent-child, weight w2        squared difference of exp(-sigma gsd), child averaged over 7 points
+lambda_consistency      parent-child, weight w2        squared difference of exp(-sigma gsd), child's mean of 7
 lambda_regularization   distortion, weight w1          mip-NeRF 360, eq. 15
 
 The paper uses exp(-sigma) with scene-unit steps in the node losses; times the gsd they mean the same at every level, so
@@ -87,7 +87,8 @@ class NodeLosses:
         owner = {key: r for r, keys in enumerate(partition.owned) for key in keys}
         index = {key: i for i, key in enumerate(local.keys.tolist())}
         mine = [
-            index[key] if owner.get(key, place % num_ranks) == rank else -1 for place, key in enumerate(full.keys.tolist())
+            index[key] if owner.get(key, place % num_ranks) == rank else -1
+            for place, key in enumerate(full.keys.tolist())
         ]
         nodes = torch.tensor(mine)
         return NodeLosses(config.loss, config.train.seed, local, nodes, nodes[1:], full.keys)

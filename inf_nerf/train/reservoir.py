@@ -90,6 +90,7 @@ class Reservoir:
         self._level_boost = level_boost
         # Pages are not touched before they are written, so a small shard costs only its own size.
         self._buffer = torch.from_numpy(np.empty(capacity_bytes // ALIGNMENT * ALIGNMENT, np.uint8))
+        self._tiles: deque[_Resident] = deque()  # oldest first
         if state is None:
             self._fill()
         else:
@@ -197,7 +198,7 @@ class Reservoir:
 
     def _fill(self) -> None:
         """Read the stream from its start until the buffer is full."""
-        self._tiles: deque[_Resident] = deque()  # oldest first
+        self._tiles.clear()
         self._head = 0  # where the next tile goes, bytes
         self._epoch = 0  # passes over the stream that are over
         self._open(0)
