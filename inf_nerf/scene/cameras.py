@@ -165,6 +165,16 @@ class Cameras:
             result[distorted] = self.grid_valid[corners].flatten(1).all(dim=1)
         return result
 
+    def pixels_with_ray(self, photo: int) -> Tensor | None:
+        """Level-0 pixels [h, w] of a photo for which :meth:`has_ray` holds; None if it holds for all."""
+        if self.grid_valid.all():
+            return None
+        width, height = self.level_size(photo, 0)
+        x, y = torch.arange(width) + 0.5, torch.arange(height) + 0.5
+        xy = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1).reshape(-1, 2)
+        inside = self.has_ray(torch.full((len(xy),), photo), xy)
+        return None if inside.all() else inside.reshape(height, width)
+
     def _cell(self, camera: Tensor, xy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Where level-0 pixels lie in their camera's lookup.
 

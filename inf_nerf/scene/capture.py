@@ -75,8 +75,8 @@ def check_photos(root: Path, capture: Capture) -> None:
     if missing:
         more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
         raise InputError(
-            f"The photo {root / missing[0]}{more} missing though {capture.source} refers to it; put the photos there or "
-            "name their folder with --set scene.images_dir=FOLDER."
+            f"The photo {root / missing[0]}{more} missing though {capture.source} refers to it; put the photos there "
+            "or name their folder with --set scene.images_dir=FOLDER."
         )
     for file, camera in zip(capture.files, capture.camera_id, strict=True):
         expected = capture.cameras[camera].width, capture.cameras[camera].height
@@ -96,8 +96,8 @@ def check_size(path: Path, size: tuple[int, int], expected: tuple[int, int]) -> 
     """Raise :class:`InputError` if a photo has another size than its camera."""
     if size != expected:
         raise InputError(
-            f"The photo {path} is {size[0]} x {size[1]} pixels but its camera has {expected[0]} x {expected[1]}; use the "
-            "photos that the cameras were computed for (scene.max_side makes them smaller)."
+            f"The photo {path} is {size[0]} x {size[1]} pixels but its camera has {expected[0]} x {expected[1]}; use "
+            "the photos that the cameras were computed for (scene.max_side makes them smaller)."
         )
 
 

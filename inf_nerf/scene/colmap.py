@@ -47,7 +47,9 @@ def read_colmap(root: Path, folder: Path, suffix: str, images_dir: str) -> Captu
         model.read_binary(str(folder)) if suffix == ".bin" else model.read_text(str(folder))
     except (ValueError, IndexError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"The sparse model in {folder} cannot be read ({reason}); export it from COLMAP again.") from error
+        raise InputError(
+            f"The sparse model in {folder} cannot be read ({reason}); export it from COLMAP again."
+        ) from error
     if suffix == ".txt":
         _check_last_line(folder / "points3D.txt", model)
 
@@ -57,11 +59,13 @@ def read_colmap(root: Path, folder: Path, suffix: str, images_dir: str) -> Captu
     for camera in cameras:
         if camera.is_spherical():
             raise InputError(
-                f"Camera {camera.camera_id} in {folder} is {camera.model_name}, and only perspective and fisheye cameras "
-                "have the rays needed here; cut the panoramas into perspective photos."
+                f"Camera {camera.camera_id} in {folder} is {camera.model_name}, and only perspective and fisheye "
+                "cameras can be used; cut the panoramas into perspective photos."
             )
         if camera.width < 1 or camera.height < 1 or not np.isfinite(camera.params).all():
-            raise InputError(f"Camera {camera.camera_id} in {folder} has no usable size or parameters; calibrate it again.")
+            raise InputError(
+                f"Camera {camera.camera_id} in {folder} has no usable size or parameters; calibrate it again."
+            )
     poses = [image.cam_from_world().inverse().matrix() for image in images]
     return Capture(
         source=folder,

@@ -69,8 +69,8 @@ def _follow(path: Path, step: Step) -> None:
                 offset = size + 1
             if offset > size:
                 raise InputError(
-                    f"{path} is truncated: it announces {count} records and ends within number {record + 1}; export the "
-                    "model from COLMAP again."
+                    f"{path} is truncated: it announces {count} records and ends within number {record + 1}; export "
+                    "the model from COLMAP again."
                 )
 
 
@@ -78,7 +78,9 @@ def _camera(content: mmap, offset: int) -> int:
     camera, model, _, _ = struct.unpack_from("<IiQQ", content, offset)
     known = {value.value: value for value in pycolmap.CameraModelId.__members__.values() if value.value >= 0}
     if model not in known:
-        raise InputError(f"Camera {camera} has the unknown camera model number {model}; export the model from COLMAP again.")
+        raise InputError(
+            f"Camera {camera} has the unknown camera model number {model}; export the model from COLMAP again."
+        )
     num_params = len(pycolmap.Camera.create_from_model_id(camera, known[model], 1.0, 1, 1).params)
     return offset + 24 + 8 * num_params
 

@@ -1,24 +1,32 @@
 """Everything that was captured, in the scene frame: photos, cameras, sparse points, the world frame.
 
-Letters: V photos, P points, O observations (a track lists the observations of one point).
+Letters: V photos, C cameras.  :func:`load_scene` reads a data folder; nothing is decoded but the headers of the photos.
 """
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from inf_nerf.config import SceneConfig
 from inf_nerf.errors import InputError
 from inf_nerf.files import write_atomic
 from inf_nerf.scene.cameras import Cameras
-from inf_nerf.scene.frame import WorldFrame
+from inf_nerf.scene.capture import Capture, check_photos, find_masks
+from inf_nerf.scene.colmap import find_model, read_colmap
+from inf_nerf.scene.frame import WorldFrame, find_frame
+from inf_nerf.scene.points import SparsePoints, place_points
+from inf_nerf.scene.split import split_photos
+from inf_nerf.scene.transforms import FILE, read_transforms
+from inf_nerf.scene.undistortion import assemble, is_pinhole, make_lookup
 
 DESCRIPTION, TENSORS = "scene.json", "scene.safetensors"
 
@@ -31,33 +39,6 @@ class Photo:
     split: str  # "train", "val" or "test"
     file: str  # relative to the data root
     mask: str | None  # relative to the data root
-
-
-@dataclass(frozen=True, eq=False)
-class SparsePoints:
-    """Structure-from-motion points and the places in photos where they were seen."""
-
-    xyz: Tensor  # [P, 3] float32, scene frame
-    footprint: Tensor  # [P] float32, pixel side at the point, least over its observations, scene units, level 0
-    rgb: Tensor  # [P, 3] uint8
-    error: Tensor  # [P] float32, reprojection error in pixels
-    track_start: Tensor  # [P + 1] int64, observations of point p are track_start[p] : track_start[p + 1]
-    track_photo: Tensor  # [O] int64
-    track_xy: Tensor  # [O, 2] float32, level-0 pixel coordinates
-
-    def __post_init__(self) -> None:
-        num_points, num_observations = self.xyz.shape[0], self.track_photo.shape[0]
-        assert self.xyz.shape == self.rgb.shape == (num_points, 3)
-        assert self.footprint.shape == self.error.shape == (num_points,)
-        assert self.track_start.shape == (num_points + 1,) and self.track_xy.shape == (num_observations, 2)
-
-    def __len__(self) -> int:
-        return self.xyz.shape[0]
-
-    @property
-    def track_point(self) -> Tensor:
-        """The point of each observation, [O] int64."""
-        return torch.repeat_interleave(torch.arange(len(self)), self.track_start.diff())
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,3 +122,92 @@ class Scene:
 
     def _of(self, split: str) -> list[int]:
         return [index for index, photo in enumerate(self.photos) if photo.split == split]
+
+
+def load_scene(data_root: Path, config: SceneConfig) -> Scene:
+    """Read a data folder: a COLMAP sparse model, or ``transforms.json``, with the photos that it names.
+
+    Raises :class:`InputError` for everything that is missing, damaged or does not fit together.
+    """
+    capture = _read_capture(data_root, config)
+    check_photos(data_root, capture)
+    tracks = capture.tracks
+    num_read = len(tracks.xyz)
+    usable = np.asarray(np.isfinite(tracks.xyz).all(axis=1))
+    if len(tracks.photo):
+        usable &= np.diff(tracks.start) >= config.min_observations
+    capture = replace(capture, tracks=tracks.keep(usable))
+    if not usable.any():
+        raise InputError(
+            f"None of the {num_read} points in {capture.source} has {config.min_observations} or more observations, so "
+            "the cube stays empty; reconstruct with more overlap or lower scene.min_observations."
+        )
+    frame = find_frame(
+        capture.tracks.xyz, capture.cam_to_world, config.percentile, config.margin, config.orientation == "auto"
+    )
+    source_size = np.array([[camera.width, camera.height] for camera in capture.cameras])
+    cameras = assemble(
+        capture.cameras,
+        [None if is_pinhole(camera) else make_lookup(camera) for camera in capture.cameras],
+        _level0_size(source_size, config.max_side),
+        capture.camera_id,
+        frame.camera_to_scene(capture.cam_to_world),
+    )
+    points = place_points(capture, cameras, frame)
+    num_inside = int(points.in_cube.sum())
+    if num_inside == 0:
+        raise InputError(
+            f"No point of {capture.source} lies inside the scene's cube and within a photo; check that points and "
+            "poses belong together."
+        )
+    splits = split_photos(capture.names, config)
+    masks = capture.masks if config.masks_dir is None else find_masks(data_root, config.masks_dir, capture.names)
+    report = capture.report | {
+        "photos": len(capture.names),
+        "cameras": len(capture.cameras),
+        "distorted_cameras": int((cameras.grid_shape[:, 0] > 0).sum()),
+        "masks": sum(mask is not None for mask in masks),
+        **{split: splits.count(split) for split in ("train", "val", "test")},
+        "points_read": num_read,
+        "dropped_points": num_read - len(points),
+        "points_in_cube": num_inside,
+        "observations": len(points.track_photo),
+        "level0_width": int(cameras.size[:, 0].max()),
+        "level0_height": int(cameras.size[:, 1].max()),
+        "cube_side": 2 / frame.scale,
+        "up": " ".join(f"{value:.3f}" for value in frame.up),
+    }
+    return Scene(
+        photos=tuple(Photo(*photo) for photo in zip(capture.names, splits, capture.files, masks, strict=True)),
+        cameras=cameras,
+        points=points,
+        frame=frame,
+        root=str(data_root),
+        report=report,
+        source_size=torch.from_numpy(source_size),
+    )
+
+
+def _read_capture(root: Path, config: SceneConfig) -> Capture:
+    if not root.is_dir():
+        raise InputError(f"The data folder {root} does not exist; name a folder with photos and a sparse model.")
+    if not any(root.iterdir()):
+        raise InputError(f"The data folder {root} is empty; name a folder with photos and a sparse model.")
+    model = find_model(root) if config.format != "transforms" else None
+    if model:
+        return read_colmap(root, *model, config.images_dir)
+    if config.format != "colmap" and (root / FILE).is_file():
+        return read_transforms(root)
+    wanted = {"colmap": "no COLMAP model", "transforms": f"no {FILE}", "auto": f"neither a COLMAP model nor {FILE}"}
+    raise InputError(
+        f"{root} holds {wanted[config.format]}; put cameras, images and points3D (.bin or .txt) into "
+        f"{root / 'sparse/0'}, or a {FILE} into {root}."
+    )
+
+
+def _level0_size(source: NDArray[np.int_], max_side: int | None) -> NDArray[np.int_]:
+    """Width and height [C, 2] after the longer side was limited."""
+    if max_side is None:
+        return source
+    scale = np.minimum(1.0, max_side / source.max(axis=1, keepdims=True))
+    return np.maximum(1, np.rint(source * scale).astype(np.int64))
