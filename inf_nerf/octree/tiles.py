@@ -53,6 +53,7 @@ DEPTH_MARGIN = 0.1  # of the keypoints' distances, on both ends
 FINEST_JITTER = 2.0**-0.5  # training multiplies footprints by 2**(u - 0.5), u in [0, 1)
 MAX_STEPS = 256
 TILES_AT_ONCE = 512
+ALL_USED = 1 - 1e-4  # share of a coarse pixel's area, but for rounding
 ROW_GROUP_BYTES = 16 << 20
 
 
@@ -103,14 +104,14 @@ def cut_photo(
 ) -> tuple[pa.Table, TileCounts]:
     """Cut every pyramid level of a photo into tiles and find the nodes they see.
 
-    A coarse pixel is used only if no masked pixel went into it; tiles without any used pixel are left out.
+    A coarse pixel is used only if no masked pixel went into it.  Tiles without any used pixel are left out.
     """
     columns: dict[str, list[object]] = {name: [] for name in TILE_SCHEMA.names}
     for level, pixels in enumerate(pyramid(image, config.scene.pyramid_levels)):
         height, width = pixels.shape[:2]
         level_mask = None
         if mask is not None:
-            level_mask = area_resize(mask.astype(np.float32)[..., None], (width, height))[..., 0] > 0.999
+            level_mask = area_resize(mask, (width, height)) > ALL_USED
         boxes = tile_boxes(width, height, config.data.tile_size)
         nodes = nodes_of_tiles(scene, octree, photo, level, boxes, config.octree.footprint_px)
         for index, (x, y, w, h) in enumerate(boxes.tolist()):

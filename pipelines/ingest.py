@@ -1,0 +1,171 @@
+"""Which worker gets which tiles, and how they reach it: the Ray Data shards of a training.
+
+A tile goes to every rank that owns a node it sees, and says how many those are (its multiplicity); tiles that see only
+shared nodes are dealt, each to one rank.  The default split of Ray Train hands blocks to whoever asks first;
+:class:`OwnedTiles` gives each rank an iterator of its own, in an order that never changes.
+
+Letters: T tiles, W ranks.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+import ray.train
+import torch
+from numpy.typing import NDArray
+from ray.data import DataIterator, Dataset
+
+from inf_nerf.config import Config
+from inf_nerf.errors import InputError
+from inf_nerf.octree.partition import Partition
+from inf_nerf.octree.tiles import IDENTITY_KEY, TILE_SCHEMA, tile_file
+from pipelines.prepare import read_prepared
+from pipelines.ray_session import session_cpus, start_ray
+
+PIXEL_COLUMNS = [name for name in TILE_SCHEMA.names if name not in ("split", "nodes")]
+TILE_TABLE = pa.schema([TILE_SCHEMA.field("tile"), TILE_SCHEMA.field("nodes")])
+BLOCK_BYTES = 16 << 20  # tile files that one task reads
+BATCH_TILES = 256
+READERS = 8  # threads that read tile tables on the driver
+
+
+@dataclass(frozen=True, eq=False)
+class RankTiles:
+    """The tiles of one rank."""
+
+    tile: NDArray[np.int64]  # [T] ids, ascending
+    multiplicity: NDArray[np.int32]  # [T] ranks that have the tile
+
+
+def tile_ranks(tile_table: pa.Table, partition: Partition) -> list[RankTiles]:
+    """Give each rank its tiles; W entries.
+
+    ``tile_table`` has the columns ``tile`` and ``nodes``.  Tiles that see only shared nodes are dealt round-robin in
+    the order of their ids.
+    """
+    tile_table = tile_table.sort_by("tile")
+    tile = tile_table["tile"].to_numpy()
+    nodes = tile_table["nodes"].combine_chunks()
+    row = np.repeat(np.arange(len(tile)), nodes.value_lengths().to_numpy())  # [E] one entry per tile and node
+    owner = partition.owners_of(torch.from_numpy(nodes.flatten().to_numpy().copy())).numpy()  # [E]
+    num_ranks = partition.num_ranks
+    pairs = np.unique(row[owner >= 0] * num_ranks + owner[owner >= 0])
+    pair_row, pair_rank = pairs // num_ranks, pairs % num_ranks
+    multiplicity = np.bincount(pair_row, minlength=len(tile)).astype(np.int32)
+    shared = np.flatnonzero(multiplicity == 0)
+    multiplicity[shared] = 1
+    ranks: list[RankTiles] = []
+    for rank in range(num_ranks):
+        rows = np.sort(np.concatenate([pair_row[pair_rank == rank], shared[rank::num_ranks]]))
+        ranks.append(RankTiles(tile[rows], multiplicity[rows]))
+    return ranks
+
+
+class OwnedTiles(ray.train.DataConfig):
+    """A Ray Train data configuration that gives each rank the tiles it owns.
+
+    The datasets it configures list tile files (:func:`tile_files`); the iterators yield tables of
+    :data:`inf_nerf.octree.tiles.TILE_SCHEMA` without ``split`` and ``nodes`` and with ``multiplicity`` int32.
+    """
+
+    def __init__(self, ranks: Mapping[str, Sequence[RankTiles]]) -> None:
+        """``ranks`` holds the tiles of every rank for each dataset name."""
+        # Unsplit, or Ray Train makes all workers wait for each other before the first one may read.
+        super().__init__(datasets_to_split=[])
+        self._ranks = ranks
+
+    def configure(
+        self,
+        datasets: dict[str, Dataset],
+        world_size: int,
+        worker_handles: list[Any] | None,
+        worker_node_ids: list[Any] | None,
+        **kwargs: Any,
+    ) -> list[dict[str, DataIterator]]:
+        """One iterator per rank and dataset; each pass over it reads the same tiles in the same order."""
+        shards: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
+        for name, files in datasets.items():
+            if len(self._ranks[name]) != world_size:
+                raise ValueError(f"tiles were assigned to {len(self._ranks[name])} ranks, but {world_size} workers run")
+            for shard, tiles in zip(shards, self._ranks[name], strict=True):
+                read = files.map_batches(partial(read_tiles, tiles=tiles), batch_format="pyarrow", batch_size=None)
+                read.context.execution_options.preserve_order = True
+                shard[name] = read.iterator()
+        return shards
+
+
+def datasets_for(
+    config: Config, run_dir: Path, partition: Partition, num_workers: int
+) -> tuple[dict[str, Dataset | DataIterator], OwnedTiles]:
+    """What a TorchTrainer needs to feed ``num_workers`` ranks: its ``datasets`` and its ``dataset_config``.
+
+    The datasets are ``train`` and ``val``; either may be empty.  With 0 workers (local mode) Ray Train hands
+    ``datasets`` to the training function as they are, so they are already the iterators of the one rank.
+    """
+    prepared = read_prepared(run_dir)
+    start_ray(session_cpus(config))
+    datasets: dict[str, Dataset] = {}
+    ranks: dict[str, list[RankTiles]] = {}
+    for split, photos in (("train", prepared.scene.train), ("val", prepared.scene.val)):
+        files = [tile_file(run_dir.resolve(), photo) for photo in photos]
+        ranks[split] = tile_ranks(read_tile_table(files, prepared.identity), partition)
+        datasets[split] = tile_files(files)
+    owned = OwnedTiles(ranks)
+    if num_workers == 0:
+        return dict(owned.configure(datasets, 1, None, None)[0]), owned
+    return dict(datasets), owned
+
+
+def tile_batches(shard: DataIterator) -> Callable[[], Iterator[pa.Table]]:
+    """How a reservoir opens a rank's shard."""
+    return lambda: iter(shard.iter_batches(batch_size=BATCH_TILES, batch_format="pyarrow", prefetch_batches=1))
+
+
+def read_tile_table(files: Sequence[Path], identity: str) -> pa.Table:
+    """The columns ``tile`` and ``nodes`` of all files; :class:`InputError` names a file that is missing or foreign."""
+    with ThreadPoolExecutor(READERS) as pool:
+        tables = pool.map(lambda file: _tile_table(file, identity), files)
+        return pa.concat_tables([TILE_TABLE.empty_table(), *tables])
+
+
+def tile_files(files: Sequence[Path]) -> Dataset:
+    """Tile files in an order that mixes photos taken one after the other, several to a block."""
+    order = np.random.default_rng(0).permutation(len(files))
+    num_blocks = -(-sum(file.stat().st_size for file in files) // BLOCK_BYTES)
+    rows = [{"file": str(files[index])} for index in order]
+    return ray.data.from_items(rows, override_num_blocks=min(len(rows), max(1, num_blocks)))
+
+
+def read_tiles(batch: pa.Table, tiles: RankTiles) -> Iterator[pa.Table]:
+    """Read the wanted ones of the tiles in the files that ``batch`` names, a row group at a time."""
+    for name in batch["file"].to_pylist():
+        first = int(Path(name).stem) << 32
+        if np.searchsorted(tiles.tile, first) == np.searchsorted(tiles.tile, first + (1 << 32)):
+            continue
+        with pq.ParquetFile(name) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=PIXEL_COLUMNS).replace_schema_metadata(None)
+                tile = table["tile"].to_numpy()
+                place = np.minimum(np.searchsorted(tiles.tile, tile), len(tiles.tile) - 1)  # [T]
+                wanted = tiles.tile[place] == tile
+                if wanted.any():
+                    multiplicity = pa.array(tiles.multiplicity[place[wanted]])
+                    yield table.filter(pa.array(wanted)).append_column("multiplicity", multiplicity)
+
+
+def _tile_table(file: Path, identity: str) -> pa.Table:
+    try:
+        with pq.ParquetFile(file) as parquet:
+            if (parquet.schema_arrow.metadata or {}).get(IDENTITY_KEY) != identity.encode():
+                raise InputError(f"{file} was made for another scene or octree; run inf-nerf prepare again.")
+            return parquet.read(columns=TILE_TABLE.names).replace_schema_metadata(None)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{file} cannot be read ({error}); run inf-nerf prepare again.") from error

@@ -1,0 +1,58 @@
+"""The one place where Ray is started, so that every stage starts it alike and once per process."""
+
+import logging
+import os
+
+import psutil
+import ray
+from ray.data import DataContext
+
+from inf_nerf.config import Config
+
+# Ray counts promises, not load: Train workers hold their CPUs while they wait for Ray Data, which then gets none and
+# hangs without a word. Declaring every core twice leaves room for the readers.
+CPUS_PER_CORE = 2
+OBJECT_STORE_SHARE = 0.15  # of the machine's memory
+OBJECT_STORE_BYTES = (200 << 20, 4 << 30)  # least and most
+
+
+def on_cluster() -> bool:
+    """Whether there is a cluster to join (``ray job submit`` sets RAY_ADDRESS) rather than a Ray of our own."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def session_cpus(config: Config) -> int:
+    """CPUs to declare so that the configured workers and their readers fit; more than that are never asked for."""
+    workers = max(1, config.train.num_workers) * config.train.cpus_per_worker
+    return max(CPUS_PER_CORE * num_cores(), int(workers) + num_cores() + 1)
+
+
+def start_ray(num_cpus: int | None = None) -> None:
+    """Join the cluster named by RAY_ADDRESS or start a quiet Ray on this machine; does nothing if one is running.
+
+    ``num_cpus`` are declared to a Ray of our own; None: each core twice.
+    """
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if on_cluster():
+            ray.init(logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            least, most = OBJECT_STORE_BYTES
+            ray.init(
+                address="local",
+                num_cpus=num_cpus or CPUS_PER_CORE * num_cores(),
+                # Without the dashboard's agent Ray Train prints an error every second.
+                include_dashboard=True,
+                object_store_memory=min(max(int(psutil.virtual_memory().total * OBJECT_STORE_SHARE), least), most),
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
