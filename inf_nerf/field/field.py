@@ -17,7 +17,6 @@ from inf_nerf.errors import InputError
 from inf_nerf.field.backends import resolve_backend
 from inf_nerf.field.hash_grid import GridSpec
 from inf_nerf.field.heads import (
-    layers_of,
     num_weights,
     packed_mlp,
     packed_mlp_reference,
@@ -27,6 +26,7 @@ from inf_nerf.field.heads import (
 )
 
 NUM_HARMONICS = 16
+PADDED_TO = 16  # the colour head's input is filled up with ones to a multiple of it, as tinycudann does
 TABLE_INIT = 1e-4
 
 
@@ -48,7 +48,9 @@ class Field:
         hidden, geo = config.hidden_density, config.geo_features
         self.density_sizes = (self.spec.num_features, hidden, 1 + geo)
         hidden = config.hidden_color
-        self.colour_sizes = (geo + NUM_HARMONICS + config.appearance_dim, hidden, hidden, 3)
+        given = geo + NUM_HARMONICS + config.appearance_dim
+        self._padding = -given % PADDED_TO
+        self.colour_sizes = (given + self._padding, hidden, hidden, 3)
 
         num_nodes = len(keys)
         self.tables = _leaf((num_nodes, self.spec.num_entries, self.spec.features_per_level), device)
@@ -96,7 +98,8 @@ class Field:
         """sRGB-encoded colour in [0, 1] seen along ``direction``."""
         bounds = self._bounds(node)
         # Unbounded geometry features led to NaN after long trainings in the authors' code; hence the sigmoid.
-        given = torch.cat([torch.sigmoid(geo), spherical_harmonics(direction.detach()), appearance], dim=-1)
+        ones = geo.new_ones(1, self._padding).expand(len(geo), -1)
+        given = torch.cat([torch.sigmoid(geo), spherical_harmonics(direction.detach()), appearance, ones], dim=-1)
         return torch.sigmoid(self._mlp(self.colour_weights, given, bounds, self.colour_sizes))
 
     def requires_grad_(self, flag: bool) -> "Field":
@@ -167,8 +170,8 @@ def _leaf(shape: tuple[int, ...], device: str | torch.device) -> Tensor:
 
 def _initial_head(sizes: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Weights [W], each layer Xavier uniform as in tinycudann: within sqrt(6 / (in + out))."""
-    weights = torch.empty(num_weights(sizes))
-    for layer, (wide, out) in zip(layers_of(weights, sizes), pairwise(sizes), strict=True):
+    layers = []
+    for wide, out in pairwise(sizes):
         limit = math.sqrt(6 / (wide + out))
-        layer.uniform_(-limit, limit, generator=generator)
-    return weights
+        layers.append(torch.empty(out * wide).uniform_(-limit, limit, generator=generator))
+    return torch.cat(layers)

@@ -6,7 +6,7 @@ samples are one slice and one small chain of matrix products.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -22,9 +22,9 @@ def num_weights(sizes: Sequence[int]) -> int:
 
 
 def layers_of(weights: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """The layers, each a view [out, in], of one node's row of weights [W]."""
-    parts = weights.split([wide * out for wide, out in pairwise(sizes)])
-    return [part.view(out, wide) for part, (wide, out) in zip(parts, pairwise(sizes), strict=True)]
+    """The layers of all nodes, each a view [M, out, in], of weights [M, W]."""
+    parts = weights.split([wide * out for wide, out in pairwise(sizes)], dim=1)
+    return [part.unflatten(1, (out, wide)) for part, (wide, out) in zip(parts, pairwise(sizes), strict=True)]
 
 
 def segment_bounds(node: Tensor, num_nodes: int) -> Tensor:
@@ -42,66 +42,63 @@ def packed_mlp(
 
     Backward adds the gradient of the weights to ``weights.grad`` in place (it is made once if missing), so that a step
     costs nothing for the nodes without samples; ``torch.autograd.grad`` with respect to the weights is not supported.
+    Matrix products are fastest where the widths are multiples of 16.
     """
     return _PackedMlp.apply(weights, x, bounds.tolist(), tuple(sizes))  # pyright: ignore[reportReturnType]
 
 
 def packed_mlp_reference(weights: Tensor, x: Tensor, bounds: Tensor, sizes: Sequence[int]) -> Tensor:
     """The same as :func:`packed_mlp` by ordinary autograd, at the price of a dense gradient of all nodes."""
-    rows = weights.unbind(0)
-    outputs = [x.new_zeros(0, sizes[-1])]
-    for node, start, end in _segments(bounds.tolist()):
-        hidden = x[start:end]
-        *inner, last = layers_of(rows[node], sizes)
+    *inner, last = [layer.unbind(0) for layer in layers_of(weights, sizes)]
+    outputs = []
+    for node, hidden in enumerate(x.split(bounds.diff().tolist())):
         for layer in inner:
-            hidden = torch.relu(hidden @ layer.T)
-        outputs.append(hidden @ last.T)
+            hidden = torch.relu(hidden @ layer[node].T)
+        outputs.append(hidden @ last[node].T)
     return torch.cat(outputs)
 
 
 class _PackedMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights: Tensor, x: Tensor, bounds: list[int], sizes: tuple[int, ...]) -> Tensor:
-        keep = any(ctx.needs_input_grad)
-        rows = len(x) if keep else min(CHUNK, len(x))
-        hidden = [x.new_empty(rows, width) for width in sizes[1:-1]]
+        nodes, rows = _chunks(bounds)
+        layers = [layer.transpose(1, 2).unbind(0) for layer in layers_of(weights, sizes)]  # [in, out] of every node
         output = x.new_empty(len(x), sizes[-1])
-        for node, start, end in _segments(bounds):
-            layers = layers_of(weights[node], sizes)
-            for first, last in _chunks(start, end):
-                stored = slice(first, last) if keep else slice(0, last - first)
-                value = x[first:last]
-                for layer, buffer in zip(layers[:-1], hidden, strict=True):
-                    value = torch.mm(value, layer.T, out=buffer[stored]).relu_()
-                torch.mm(value, layers[-1].T, out=output[first:last])
-        if keep:
-            ctx.save_for_backward(x, *hidden)
-            ctx.weights, ctx.bounds, ctx.sizes = weights, bounds, sizes
+        if any(ctx.needs_input_grad):
+            stored = [x.new_empty(len(x), width) for width in sizes[1:-1]]
+            hidden = [buffer.split(rows) for buffer in stored]
+            ctx.save_for_backward(x, *stored)
+            ctx.weights, ctx.sizes, ctx.nodes, ctx.rows = weights, sizes, nodes, rows
+        else:
+            scratch = [x.new_empty(max(rows, default=0), width) for width in sizes[1:-1]]
+            hidden = [[buffer[:count] for count in rows] for buffer in scratch]
+        for node, value, result, *buffers in zip(nodes, x.split(rows), output.split(rows), *hidden, strict=True):
+            for layer, buffer in zip(layers[:-1], buffers, strict=True):
+                value = torch.mm(value, layer[node], out=buffer).relu_()
+            torch.mm(value, layers[-1][node], out=result)
         return output
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         needs_weights, needs_x = ctx.needs_input_grad[:2]
-        (grad_output,) = grad_outputs
         inputs: tuple[Tensor, ...] = ctx.saved_tensors  # what each layer was given: x, then the hidden activations
-        weights: Tensor = ctx.weights
-        grad_weights = persistent_gradient(weights) if needs_weights else None
-        grad_x = torch.empty_like(inputs[0]) if needs_x else None
-        grad_output = grad_output.contiguous()
-        for node, start, end in _segments(ctx.bounds):
-            layers = layers_of(weights.detach()[node], ctx.sizes)
-            sinks = layers_of(grad_weights[node], ctx.sizes) if grad_weights is not None else []
-            for first, last in _chunks(start, end):
-                grad = grad_output[first:last]
-                for depth in range(len(layers) - 1, -1, -1):
-                    given = inputs[depth][first:last]
-                    if sinks:
-                        sinks[depth].addmm_(grad.T, given)
-                    if depth > 0:
-                        grad = torch.ops.aten.threshold_backward(grad @ layers[depth], given, 0)
-                    elif grad_x is not None:
-                        torch.mm(grad, layers[0], out=grad_x[first:last])
-        return None, grad_x, None, None
+        layers = [layer.unbind(0) for layer in layers_of(ctx.weights, ctx.sizes)]
+        sinks = []
+        if needs_weights:
+            sinks = [layer.unbind(0) for layer in layers_of(persistent_gradient(ctx.weights), ctx.sizes)]
+        grad_x = torch.empty_like(inputs[0])
+        results = grad_x.split(ctx.rows)
+        grads = grad_outputs[0].contiguous().split(ctx.rows)
+        given_of = [given.split(ctx.rows) for given in inputs]
+        for node, grad, result, *givens in zip(ctx.nodes, grads, results, *given_of, strict=True):
+            for depth in range(len(layers) - 1, -1, -1):
+                if needs_weights:
+                    sinks[depth][node].addmm_(grad.T, givens[depth])
+                if depth > 0:
+                    grad = torch.ops.aten.threshold_backward(grad @ layers[depth][node], givens[depth], 0)
+                elif needs_x:
+                    torch.mm(grad, layers[0][node], out=result)
+        return None, grad_x if needs_x else None, None, None
 
 
 def persistent_gradient(leaf: Tensor) -> Tensor:
@@ -111,15 +108,14 @@ def persistent_gradient(leaf: Tensor) -> Tensor:
     return leaf.grad
 
 
-def _segments(bounds: list[int]) -> Iterator[tuple[int, int, int]]:
-    for node, (start, end) in enumerate(pairwise(bounds)):
-        if end > start:
-            yield node, start, end
-
-
-def _chunks(start: int, end: int) -> Iterator[tuple[int, int]]:
-    for first in range(start, end, CHUNK):
-        yield first, min(first + CHUNK, end)
+def _chunks(bounds: list[int]) -> tuple[list[int], list[int]]:
+    """Node and number of samples of consecutive chunks, each of one node and at most CHUNK samples."""
+    pieces = [
+        (node, min(CHUNK, end - first))
+        for node, (start, end) in enumerate(pairwise(bounds))
+        for first in range(start, end, CHUNK)
+    ]
+    return [node for node, _ in pieces], [rows for _, rows in pieces]
 
 
 def spherical_harmonics(direction: Tensor) -> Tensor:
