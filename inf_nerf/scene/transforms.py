@@ -56,7 +56,10 @@ def read_transforms(root: Path) -> Capture:
         if file is None:
             continue
         pose = _pose(frame.get("transform_matrix"), undo, path, number)
-        found.append((file, pose, _camera({**content, **frame}, root / file, path, number), frame.get("mask_path")))
+        mask = frame.get("mask_path")
+        if mask is not None and not (root / str(mask)).is_file():
+            raise InputError(f"The mask {root / str(mask)} of frame {number} in {path} is missing; put it there.")
+        found.append((file, pose, _camera({**content, **frame}, root / file, path, number), mask))
     found.sort(key=lambda entry: entry[0])
     names = [entry[0] for entry in found]
     if len(set(names)) < len(names):
@@ -73,7 +76,7 @@ def read_transforms(root: Path) -> Capture:
         source=path,
         names=names,
         files=names,
-        masks=[entry[3] if entry[3] and (root / entry[3]).is_file() else None for entry in found],
+        masks=[entry[3] for entry in found],
         cameras=cameras,
         camera_id=np.array([kinds.index(entry[2]) for entry in found], np.int64),
         cam_to_world=np.array([entry[1] for entry in found]).reshape(-1, 3, 4),
@@ -89,7 +92,7 @@ def _undo_applied(content: dict[str, Any], path: Path) -> NDArray[np.float64]:
         if content.get("applied_transform") is not None:
             applied[:3] = np.asarray(content["applied_transform"], np.float64)[:3]
         applied[:3] *= float(content.get("applied_scale", 1.0))
-        return np.linalg.inv(applied)[:3]
+        return np.asarray(np.linalg.inv(applied)[:3], np.float64)
     except (ValueError, TypeError, np.linalg.LinAlgError) as error:
         raise InputError(
             f"In {path}, applied_transform is not an invertible 3 x 4 matrix; correct or remove it."
@@ -128,11 +131,9 @@ def _camera(values: dict[str, Any], photo: Path, path: Path, number: int) -> tup
     try:
         size = (int(values["w"]), int(values["h"])) if "w" in values and "h" in values else header_size(photo)
         focal_x = _focal(values, "fl_x", "camera_angle_x", size[0])
-        focal_y = _focal(values, "fl_y", "camera_angle_y", size[1])
-        if focal_x is None and focal_y is None:
-            raise InputError(
-                f"Frame {number} in {path} has neither fl_x nor camera_angle_x; add one for it or for all."
-            )
+        focal_y = _focal(values, "fl_y", "camera_angle_y", size[1]) or focal_x
+        if focal_x is None or focal_y is None:
+            raise InputError(f"Frame {number} in {path} has no fl_x and no camera_angle_x; add one for it or for all.")
         centre = float(values.get("cx", size[0] / 2)), float(values.get("cy", size[1] / 2))
         k1, k2, k3, k4, p1, p2 = (float(values.get(name, 0.0)) for name in ("k1", "k2", "k3", "k4", "p1", "p2"))
     except (ValueError, TypeError) as error:
@@ -145,10 +146,10 @@ def _camera(values: dict[str, Any], photo: Path, path: Path, number: int) -> tup
     model = "OPENCV_FISHEYE" if values.get("is_fisheye") else CAMERA_MODELS.get(name)
     if model is None:
         raise InputError(
-            f"Frame {number} in {path} has the camera model {name!r}, and {', '.join(CAMERA_MODELS)} can be used; convert "
-            "the photos to one of them."
+            f"Frame {number} in {path} has the camera model {name!r}, and {', '.join(CAMERA_MODELS)} can be used; "
+            "convert the photos to one of them."
         )
-    base = (focal_x or focal_y, focal_y or focal_x, *centre)
+    base = (focal_x, focal_y, *centre)
     if (
         not all(math.isfinite(value) for value in (*base, k1, k2, k3, k4, p1, p2))
         or min(base[:2]) <= 0
@@ -180,8 +181,8 @@ def _points(root: Path, named: object, undo: NDArray[np.float64], path: Path) ->
     candidates = [root / str(named)] if named else [root / name for name in POINT_CLOUDS if (root / name).is_file()]
     if not candidates:
         raise InputError(
-            f"{path} comes without points, and the octree is built from them: name a point cloud in ply_file_path or put "
-            f"{POINT_CLOUDS[0]} beside it (ns-process-data writes one)."
+            f"{path} comes without points, and the octree is built from them: name a point cloud in ply_file_path or "
+            f"put {POINT_CLOUDS[0]} beside it (ns-process-data writes one)."
         )
     xyz, rgb = read_ply(candidates[0])
     finite = np.isfinite(xyz).all(axis=1)
