@@ -31,6 +31,7 @@ FINEST_PART = 0.1  # the points with the smallest footprints, among which a zoom
 CLEARANCE = 0.25  # smallest distance to points along a zoom, as a part of the distance to the target
 GROUND_NEIGHBOURS = 32  # points whose height says where the ground is
 FRAMES_PER_PHOTO = 8  # frames from one photo of the photos' path to the next
+TURN_LENGTH = 0.5  # scene units of movement that count as much as a turn by one radian
 POINT_LIMIT = 20_000  # points looked at; more add time but no shape
 
 
@@ -121,7 +122,7 @@ def photos(scene: Scene, render: RenderConfig) -> CameraPath:
     num_keys = min(len(order), max(2, render.frames // FRAMES_PER_PHOTO))
     keys = [order[round(position)] for position in np.linspace(0, len(order) - 1, num_keys)]
     pose = scene.cameras.cam_to_world[keys].double().numpy()  # [K, 3, 4]
-    time = np.linspace(0, len(keys) - 1, render.frames) if render.frames > 1 else np.zeros(1)
+    time = _steady_time(pose, render.frames)
     eyes = _spline(pose[:, :, 3], time)
     rotations = _slerp(pose[:, :, :3], time)
     poses = np.concatenate([rotations, eyes[:, :, None]], axis=-1)
@@ -246,6 +247,18 @@ def _ground_height(points: Array, eye: Array) -> float:
     return float(np.quantile(points[near, 2], 0.25))
 
 
+def _steady_time(pose: Array, num_frames: int) -> Array:
+    """Times [F] in [0, K - 1] at which a path through poses [K, 3, 4] moves and turns by equal amounts."""
+    if len(pose) == 1 or num_frames == 1:
+        return np.zeros(num_frames)
+    fine = np.linspace(0, len(pose) - 1, 40 * (len(pose) - 1) + 1)
+    moved = np.linalg.norm(np.diff(_spline(pose[:, :, 3], fine), axis=0), axis=1)
+    forward = _slerp(pose[:, :, :3], fine)[:, :, 2]
+    amount = moved + TURN_LENGTH * np.linalg.norm(np.diff(forward, axis=0), axis=1) + 1e-9
+    reached = np.concatenate([[0.0], np.cumsum(amount)])
+    return np.interp(np.linspace(0, reached[-1], num_frames), reached, fine)
+
+
 def _spline(keys: Array, time: Array) -> Array:
     """Catmull-Rom curve [F, 3] through ``keys`` [K, 3] at times in [0, K - 1]; the ends are continued straight."""
     if len(keys) == 1:
@@ -271,9 +284,7 @@ def _slerp(keys: Array, time: Array) -> Array:
 
 def _turn(rotation: Array, part: float) -> Array:
     """A part of a rotation [3, 3], about the same axis."""
-    axis = np.array(
-        [rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]]
-    )
+    axis = np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
     sine, cosine = np.linalg.norm(axis) / 2, (np.trace(rotation) - 1) / 2
     angle = math.atan2(sine, cosine)
     if angle < 1e-9:

@@ -203,11 +203,10 @@ def level_target(
     A pixel counts if the mask leaves no part of it out.
     """
     size = cameras.level_size(photo, level)
-    target = torch.from_numpy(np.asarray(area_resize(pixels.astype(np.float32) / 255.0, size), np.float32))
+    target = torch.from_numpy(area_resize(pixels, size) / np.float32(255))
     if mask is None:
         return target, torch.ones(target.shape[:2], dtype=torch.bool)
-    covered = np.asarray(area_resize(mask.astype(np.float32)[..., None], size))[..., 0]
-    return target, torch.from_numpy(covered > 1 - 1e-4)
+    return target, torch.from_numpy(area_resize(mask, size) > 1 - 1e-4)
 
 
 def right_half(cameras: Cameras, photo: int, level: int) -> Crop | None:

@@ -32,8 +32,8 @@ def image_scores(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Im
     """PSNR and SSIM of ``pred`` [h, w, 3] against ``target`` [h, w, 3] over the true pixels of ``mask`` [h, w].
 
     SSIM uses the usual 11 px Gaussian window (sigma 1.5) with reflected borders and averages the SSIM map over the
-    counted pixels; pixels that do not count take the photo's colour first, so that they cannot disturb their
-    neighbours.  A picture with a side below 11 px is extended to 11 px by repeating its last row or column, in both
+    counted pixels; pixels that do not count take the photo's mean colour in both pictures first, so that they cannot
+    disturb their neighbours.  A picture with a side below 11 px is extended to 11 px by repeating its last row or column, in both
     pictures alike, and only its own pixels are averaged.  Raises ValueError where no pixel counts.
     """
     _check(pred, target, mask)
@@ -43,8 +43,9 @@ def image_scores(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Im
     error = float((counted[0] - counted[1]).double().square().mean())
     decibel = psnr(error) if error <= SMALLEST_MSE else float(peak_signal_noise_ratio(*counted, data_range=1.0))
     height, width = mask.shape
-    seen = torch.where(mask[..., None], pred, target)
-    pair = torch.stack([seen, target]).permute(0, 3, 1, 2)  # [2, 3, h, w]
+    neutral = counted[1].mean(dim=0)  # [3]
+    pair = torch.where(mask[..., None], torch.stack([pred, target]), neutral)  # [2, h, w, 3]
+    pair = pair.permute(0, 3, 1, 2)
     missing = (0, max(0, SSIM_WINDOW - width), 0, max(0, SSIM_WINDOW - height))
     pair = functional.pad(pair, missing, mode="replicate")
     result = structural_similarity_index_measure(pair[:1], pair[1:], data_range=1.0, return_full_image=True)
