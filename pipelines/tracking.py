@@ -51,7 +51,7 @@ class Tracker:
     def __init__(self, config: Config, run_dir: Path, tags: Mapping[str, str] | None = None) -> None:
         self.uri = tracking_uri(config)
         self.run_id: str | None = None
-        self._config = config
+        self._config = _without_secrets(config)
         self._run_dir = run_dir
         self._tags = dict(tags or {})
         self._status: Status = "FINISHED"
@@ -264,6 +264,14 @@ def without_password(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
+def _without_secrets(config: Config) -> Config:
+    """The configuration as it may be shown to whoever reads the store."""
+    if config.tracking.uri is None:
+        return config
+    tracking = config.tracking.model_copy(update={"uri": without_password(config.tracking.uri)})
+    return config.model_copy(update={"tracking": tracking})
+
+
 def _open_client(uri: str) -> "MlflowClient":
     # A store that is down should stop the start of a training within a minute, not after many patient retries.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -280,8 +288,9 @@ def _open_client(uri: str) -> "MlflowClient":
 
 
 def _unusable(uri: str, error: Exception) -> InputError:
+    reason = _first_line(error).replace(uri, without_password(uri))
     return InputError(
-        f"The MLflow store {without_password(uri)} cannot be used ({_first_line(error)}); correct tracking.uri or "
+        f"The MLflow store {without_password(uri)} cannot be used ({reason}); correct tracking.uri or "
         "MLFLOW_TRACKING_URI, or train with --set tracking.enabled=false."
     )
 

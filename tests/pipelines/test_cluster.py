@@ -36,7 +36,11 @@ def test_the_cluster_grows_and_shrinks(cluster: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("section", "right", "wrong"),
-    [(None, "setup_commands", "setup_comands"), (None, "max_workers", "max_worker"), ("docker", "run_options", "run_option")],
+    [
+        (None, "setup_commands", "setup_comands"),
+        (None, "max_workers", "max_worker"),
+        ("docker", "run_options", "run_option"),
+    ],
 )
 def test_ray_refuses_a_typo(cluster: dict[str, Any], section: str | None, right: str, wrong: str) -> None:
     part = cluster if section is None else cluster[section]
