@@ -33,8 +33,8 @@ def image_scores(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Im
 
     SSIM uses the usual 11 px Gaussian window (sigma 1.5) with reflected borders and averages the SSIM map over the
     counted pixels; pixels that do not count take the photo's mean colour in both pictures first, so that they cannot
-    disturb their neighbours.  A picture with a side below 11 px is extended to 11 px by repeating its last row or column, in both
-    pictures alike, and only its own pixels are averaged.  Raises ValueError where no pixel counts.
+    disturb their neighbours.  A picture with a side below 11 px is extended to 11 px by repeating its last row or
+    column, in both pictures alike, and only its own pixels are averaged.  Raises ValueError where no pixel counts.
     """
     _check(pred, target, mask)
     if mask is None:
