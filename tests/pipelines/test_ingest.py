@@ -1,0 +1,187 @@
+"""Every rank gets the tiles of its own nodes, each tile is somebody's, and the order never changes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray.train
+import torch
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from inf_nerf.config import Config, load_config
+from inf_nerf.errors import InputError
+from inf_nerf.octree.partition import Partition, make_partition
+from inf_nerf.octree.tiles import tile_file
+from inf_nerf.octree.topology import BACKGROUND_KEY
+from inf_nerf.train.reservoir import Reservoir
+from pipelines import ingest, prepare, synth
+from pipelines.ingest import OwnedTiles, RankTiles, datasets_for, read_tile_table, read_tiles, tile_batches, tile_ranks
+from pipelines.ray_session import session_cpus, start_ray
+
+CONFIG = load_config(
+    None,
+    ["field.max_res=16", "octree.num_levels=3", "octree.min_points=4", "data.tile_size=16", "scene.pyramid_levels=2",
+     "scene.val_every=5", "train.num_workers=2"],
+)  # fmt: skip
+
+
+def cut_here(config: Config, photos: list[int], run_dir: Path, identity: str) -> Iterator[dict[str, Any]]:
+    for photo in photos:
+        yield prepare.cut_and_write({"photo": photo}, config, str(run_dir), identity)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared run, made without Ray."""
+    folder = tmp_path_factory.mktemp("ingest")
+    synth.run(folder / "city", blocks=1, photos=12, size=64, seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "_cut_by_ray", cut_here)
+        prepare.run(CONFIG, folder / "city", folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def prepared(run_dir: Path) -> prepare.Prepared:
+    return prepare.read_prepared(run_dir)
+
+
+def train_files(run_dir: Path, prepared: prepare.Prepared) -> list[Path]:
+    return [tile_file(run_dir, photo) for photo in prepared.scene.train]
+
+
+def test_a_tile_goes_to_every_owner_of_its_nodes_and_shared_ones_are_dealt_once() -> None:
+    partition = Partition(
+        frozenset({BACKGROUND_KEY, 1}), (frozenset({8, 64}), frozenset({9}), frozenset({10})), ((8,), (9,), (10,))
+    )
+    nodes = {50: [1, 8], 10: [1], 20: [8, 64], 30: [9, 64, 10], 40: [0], 60: [1], 70: [10, 10], 80: [1], 90: [81]}
+    table = pa.table({"tile": list(nodes), "nodes": pa.array(list(nodes.values()), pa.list_(pa.int64()))})
+    found = [dict(zip(r.tile.tolist(), r.multiplicity.tolist(), strict=True)) for r in tile_ranks(table, partition)]
+    # 10, 40, 60 and 80 see shared nodes only; 81 is a child of 10, grown after the partition was made
+    assert found == [{10: 1, 20: 1, 30: 3, 50: 1, 80: 1}, {30: 3, 40: 1}, {30: 3, 60: 1, 70: 1, 90: 1}]
+
+
+def test_no_tiles_give_every_rank_an_empty_share() -> None:
+    partition = Partition(frozenset({BACKGROUND_KEY, 1}), (frozenset(), frozenset()), ((), ()))
+    ranks = tile_ranks(ingest.TILE_TABLE.empty_table(), partition)
+    assert [len(rank.tile) for rank in ranks] == [0, 0]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 7])
+@pytest.mark.parametrize("shared_levels", [1, 2, 3])
+def test_multiplicities_count_every_tile_of_a_real_run_once(
+    run_dir: Path, prepared: prepare.Prepared, num_ranks: int, shared_levels: int
+) -> None:
+    table = read_tile_table(train_files(run_dir, prepared), prepared.identity)
+    partition = make_partition(prepared.octree, num_ranks, shared_levels)
+    ranks = tile_ranks(table, partition)
+    share: dict[int, float] = {}
+    for rank, tiles in enumerate(ranks):
+        assert (np.diff(tiles.tile) > 0).all()
+        for tile, multiplicity in zip(tiles.tile.tolist(), tiles.multiplicity.tolist(), strict=True):
+            share[tile] = share.get(tile, 0) + 1 / multiplicity
+        held = set(tiles.tile.tolist())
+        for tile, nodes in zip(table["tile"].to_pylist(), table["nodes"].to_pylist(), strict=True):
+            owners = set(partition.owners_of(torch.tensor(nodes)).tolist()) - {-1}
+            if rank in owners:
+                assert tile in held
+            elif owners:
+                assert tile not in held
+    assert set(share) == set(table["tile"].to_pylist())
+    np.testing.assert_allclose(list(share.values()), 1.0)
+
+
+def test_reading_gives_just_the_wanted_tiles_with_their_multiplicity(run_dir: Path, prepared: prepare.Prepared) -> None:
+    files = train_files(run_dir, prepared)
+    every = read_tile_table(files, prepared.identity)["tile"].to_numpy()
+    wanted = RankTiles(np.sort(every)[::3], np.arange(len(every[::3]), dtype=np.int32))
+    batch = pa.table({"file": [str(file) for file in files]})
+    read = pa.concat_tables(read_tiles(batch, wanted)).sort_by("tile")
+    assert read["tile"].to_pylist() == wanted.tile.tolist()
+    assert read["multiplicity"].to_pylist() == wanted.multiplicity.tolist()
+    assert list(read_tiles(batch, RankTiles(np.empty(0, np.int64), np.empty(0, np.int32)))) == []
+
+
+def test_tiles_of_another_octree_or_a_damaged_file_name_the_stage_to_run(
+    run_dir: Path, prepared: prepare.Prepared, tmp_path: Path
+) -> None:
+    file = train_files(run_dir, prepared)[0]
+    with pytest.raises(InputError, match=rf"{file.name} was made for another scene or octree; run inf-nerf prepare"):
+        read_tile_table([file], "another identity")
+    (tmp_path / "torn.parquet").write_bytes(file.read_bytes()[:-30])
+    for name in ("torn.parquet", "absent.parquet"):
+        with pytest.raises(InputError, match=rf"{name} cannot be read .*run inf-nerf prepare again"):
+            read_tile_table([tmp_path / name], prepared.identity)
+
+
+def test_another_number_of_workers_than_tiles_were_assigned_to_is_an_error() -> None:
+    empty = RankTiles(np.empty(0, np.int64), np.empty(0, np.int32))
+    with pytest.raises(ValueError, match=r"1 ranks, but 2 workers"):
+        OwnedTiles({"train": [empty]}).configure({"train": None}, 2, None, None)  # type: ignore[dict-item]
+
+
+def test_shards_hold_each_ranks_tiles_in_an_order_that_never_changes(
+    run_dir: Path, prepared: prepare.Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "BLOCK_BYTES", 1)  # a task per file, so that tasks can overtake each other
+    start_ray(session_cpus(CONFIG))
+    start_ray()  # a second time does nothing
+    partition = make_partition(prepared.octree, 2, 1)
+    datasets, owned = datasets_for(CONFIG, run_dir, partition, 2)
+    assert sorted(datasets) == ["train", "val"]
+    shards = owned.configure(datasets, 2, None, None)  # type: ignore[arg-type]
+    for split, photos in (("train", prepared.scene.train), ("val", prepared.scene.val)):
+        table = read_tile_table([tile_file(run_dir, photo) for photo in photos], prepared.identity)
+        for shard, tiles in zip(shards, tile_ranks(table, partition), strict=True):
+            passes = [pa.concat_tables(tile_batches(shard[split])()) for _ in range(2)]
+            assert passes[0].equals(passes[1])
+            assert sorted(passes[0]["tile"].to_pylist()) == tiles.tile.tolist()
+
+    local, _ = datasets_for(CONFIG, run_dir, make_partition(prepared.octree, 1, 1), 0)
+    reservoir = Reservoir(tile_batches(local["train"]), 1 << 24, 2.0)  # type: ignore[arg-type]
+    assert len(reservoir) == len(read_tile_table(train_files(run_dir, prepared), prepared.identity))
+    capped = Reservoir(tile_batches(local["train"]), reservoir.nbytes // 3, 2.0)  # type: ignore[arg-type]
+    for _ in range(20):
+        capped.swap()
+    restored = Reservoir(tile_batches(local["train"]), reservoir.nbytes // 3, 2.0, capped.state())  # type: ignore[arg-type]
+    assert restored.state() == capped.state()
+    drawn, again = (r.sample(50, torch.Generator().manual_seed(0)) for r in (capped, restored))
+    assert torch.equal(drawn.rgb, again.rgb)
+
+    lonely = Partition(partition.shared | partition.owned[0] | partition.owned[1], (frozenset(),) * 40, ((),) * 40)
+    datasets, owned = datasets_for(CONFIG, run_dir, lonely, 40)
+    last = owned.configure(datasets, 40, None, None)[39]["val"]  # type: ignore[arg-type]
+    assert len(Reservoir(tile_batches(last), 1 << 20, 2.0)) == 0
+
+
+def report_tiles(settings: dict[str, str]) -> None:
+    """A Train worker that writes down which tiles it was given, in order."""
+    rank = ray.train.get_context().get_world_rank()
+    shard = ray.train.get_dataset_shard("train")
+    assert shard is not None
+    tiles = [tile for batch in tile_batches(shard)() for tile in batch["tile"].to_pylist()]
+    Path(settings["out"], f"{rank}.txt").write_text(" ".join(map(str, tiles)))
+
+
+@pytest.mark.slow
+def test_train_workers_get_the_shards_of_their_ranks(run_dir: Path, prepared: prepare.Prepared, tmp_path: Path) -> None:
+    start_ray(session_cpus(CONFIG))
+    partition = make_partition(prepared.octree, 2, 1)
+    datasets, owned = datasets_for(CONFIG, run_dir, partition, 2)
+    trainer = TorchTrainer(
+        report_tiles,
+        train_loop_config={"out": str(tmp_path)},
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=ray.train.RunConfig(name="tiles", storage_path=str(tmp_path / "ray")),
+        datasets=datasets,  # type: ignore[arg-type]
+        dataset_config=owned,
+    )
+    trainer.fit()
+    table = read_tile_table(train_files(run_dir, prepared), prepared.identity)
+    for rank, tiles in enumerate(tile_ranks(table, partition)):
+        given = [int(tile) for tile in (tmp_path / f"{rank}.txt").read_text().split()]
+        assert sorted(given) == tiles.tile.tolist()
