@@ -25,6 +25,7 @@ from pipelines.evaluate import all_threads, find_checkpoint
 
 MODES = ("colour", "depth", "level")
 DEPTH_MEMORY = 0.85  # part of the depth scale kept from frame to frame, so that its colours do not flicker
+ZOOM_END = 1.25  # footprint of a zoom's last frame in gsds of the finest level, which answers below 2
 DIGITS = 6
 
 
@@ -44,7 +45,7 @@ def run(run_dir: Path, path: str, out: Path, mode: str = "colour", config: Confi
     checkpoint = load_checkpoint(find_checkpoint(run_dir))
     settings = config or checkpoint.config
     octree = checkpoint.model.octree
-    finest_footprint = float(octree.gsd.min()) / settings.octree.footprint_px
+    finest_footprint = ZOOM_END * float(octree.gsd.min()) / settings.octree.footprint_px
     cameras = named_path(path, Scene.load(run_dir), settings.render, finest_footprint)
     width, height = cameras.cameras.level_size(0, 0)
     num_frames = 1 if out.suffix == ".png" and not is_folder else len(cameras)

@@ -32,7 +32,7 @@ CLEARANCE = 0.25  # smallest distance to points along a zoom, as a part of the d
 GROUND_NEIGHBOURS = 32  # points whose height says where the ground is
 FRAMES_PER_PHOTO = 8  # frames from one photo of the photos' path to the next
 TURN_LENGTH = 0.5  # scene units of movement that count as much as a turn by one radian
-POINT_LIMIT = 20_000  # points looked at; more add time but no shape
+POINT_LIMIT = 10_000  # points looked at; more add time but no shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,9 +200,9 @@ def _points_inside(scene: Scene) -> Array:
 
 
 def _extent(points: Array) -> tuple[Array, Array]:
-    """Corners of the root cube's part that holds the scene: all of its plan, and the heights that occur."""
-    low, high = np.percentile(points[:, 2], (1, 99))
-    return np.array([-1.0, -1.0, low]), np.array([1.0, 1.0, high])
+    """Opposite corners of the box that holds the scene but for its outermost points."""
+    low, high = np.percentile(points, (1, 99), axis=0)
+    return low, high
 
 
 def _framing_distance(box: tuple[Array, Array], centre: Array, direction: Array, render: RenderConfig) -> float:
