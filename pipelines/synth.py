@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from inf_nerf.scene.city import CityParameters, write_city
+from inf_nerf.scene.city.folder import CityParameters, write_city
 
 logger = logging.getLogger(__name__)
 

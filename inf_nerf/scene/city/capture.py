@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inf_nerf.scene.city_layout import DENSE, HOMES, PARK, PLAZA, City
-from inf_nerf.scene.city_render import SKY, cast
+from inf_nerf.scene.city.render import SKY, cast
+from inf_nerf.scene.city.solids import DENSE, HOMES, PARK, PLAZA, City
 
 FIELD_OF_VIEW_DEGREES = 60.0  # horizontal
 NEAR_M = 36.0  # distance from which the lowest flight looks at its target
@@ -101,7 +101,7 @@ def _lawnmower(city: City, count: int, rng: np.random.Generator) -> list[NDArray
 def _low_orbits(city: City, count: int, rng: np.random.Generator) -> list[NDArray[np.float64]]:
     """Circles around some places, as low as the surroundings allow."""
     places = _places(city)
-    orbits = min(max(1, round(count / 12)), len(places))
+    orbits = min(max(1, round(count / 8)), len(places))
     poses = []
     for index in range(count):
         orbit, turn = index * orbits // count, index % max(1, -(-count // orbits))
@@ -134,7 +134,7 @@ def _places(city: City) -> list[NDArray[np.float64]]:
 
 
 def _is_free(city: City, pose: NDArray[np.float64], view_m: float) -> bool:
-    """Whether nothing is within the clearance of the camera, nor before 55 % of ``view_m`` in the middle of its view."""
+    """Whether nothing is within the clearance of a camera, nor in the middle of its view before 55 % of ``view_m``."""
     grid = np.array([(x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1) if x or y or z], dtype=float)
     around = grid / np.linalg.norm(grid, axis=1, keepdims=True)
     offsets = np.array([(x, y, 1.0) for x in (-0.4, 0.0, 0.4) for y in (-0.3, 0.0, 0.3)])

@@ -2,58 +2,57 @@
 
 World frame: metres, z up.  Camera axes x right, y down, z forward; the centre of the top-left pixel is (0.5, 0.5).
 Surfaces are Lambertian and haze depends on the place, not on the camera, so a point has one colour in all photos.
-A pixel is the mean of 2 x 2 samples that tile it, or of 4 x 4 where those disagree.  R rays.
+A pixel is the mean of 2 x 2 samples that tile it, or of 3 x 3 where those disagree.  R rays.
 """
 
+import functools
+import hashlib
 import math
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from inf_nerf.scene.city_layout import BOX, ELLIPSOID, GABLE_X, GABLE_Y, HIP, LEAVES, TILES, City
-from inf_nerf.scene.city_texture import Rgb, flat_roof, fractal, ground, leaves, mix, pitched_roof, wall
+from inf_nerf.files import sha256_file
+from inf_nerf.scene.city.facade import flat_roof, leaves, pitched_roof, wall
+from inf_nerf.scene.city.ground import ground
+from inf_nerf.scene.city.solids import BOX, ELLIPSOID, GABLE_X, GABLE_Y, HIP, LEAVES, TILES, City
+from inf_nerf.scene.city.texture import Rgb, compiled, fractal, mix
 
 GROUND, SKY = -1, -2  # what a ray meets instead of a solid
 SUN: Rgb = (-0.48, -0.36, 0.80)  # direction to the sun, unit length
-SUNLIGHT: Rgb = (0.66, 0.61, 0.52)
-SKYLIGHT: Rgb = (0.46, 0.51, 0.60)
-CONTRAST = 0.06  # samples of a pixel that differ by more are refined
+SUNLIGHT: Rgb = (0.64, 0.59, 0.50)
+SKYLIGHT: Rgb = (0.55, 0.60, 0.68)
+COARSE, FINE = 2, 3  # samples along a side of a plain and of a refined pixel
+CONTRAST = 0.08  # samples of a pixel that differ by more are refined
 
 Vec = tuple[float, float, float]
 Hit = tuple[float, int, float, float, float]  # distance, solid, normal
 
-_compiled: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
 
-
-@_compiled
-def _clip(o: float, d: float, low: float, high: float) -> tuple[float, float]:
-    """Distances at which a ray is inside a slab."""
-    if d == 0.0:
-        return (-math.inf, math.inf) if low <= o <= high else (math.inf, -math.inf)
-    a, b = (low - o) / d, (high - o) / d
-    return (a, b) if a < b else (b, a)
-
-
-@_compiled
-def _meet(city: City, solid: int, o: Vec, d: Vec, best: float) -> Hit:
+@compiled
+def _meet(city: City, solid: int, o: Vec, d: Vec, inverse: Vec, best: float) -> Hit:
     """First hit of one solid from outside, nearer than ``best``; otherwise the distance is infinite."""
     miss = (math.inf, SKY, 0.0, 0.0, 0.0)
     b = city.bounds[solid]
-    near, far = 0.0, best
+    ax, bx = (b[0] - o[0]) * inverse[0], (b[3] - o[0]) * inverse[0]
+    ay, by = (b[1] - o[1]) * inverse[1], (b[4] - o[1]) * inverse[1]
+    az, bz = (b[2] - o[2]) * inverse[2], (b[5] - o[2]) * inverse[2]
+    enter_x, enter_y, enter_z = min(ax, bx), min(ay, by), min(az, bz)
+    near = max(max(enter_x, enter_y), max(enter_z, 0.0))
+    far = min(min(max(ax, bx), max(ay, by)), min(max(az, bz), best))
+    if near > far:
+        return miss
     nx, ny, nz = 0.0, 0.0, 0.0
-    entered = False
-    for axis in range(3):
-        low, high = _clip(o[axis], d[axis], b[axis], b[axis + 3])
-        if low > near:
-            near = low
-            entered = True
-            side = -1.0 if d[axis] > 0 else 1.0
-            nx, ny, nz = side * (axis == 0), side * (axis == 1), side * (axis == 2)
-        far = min(far, high)
-        if near > far:
-            return miss
+    entered = near > 0.0
+    if near == enter_z:
+        nz = -1.0 if d[2] > 0 else 1.0
+    elif near == enter_x:
+        nx = -1.0 if d[0] > 0 else 1.0
+    else:
+        ny = -1.0 if d[1] > 0 else 1.0
     shape = city.shape[solid]
     if shape == BOX:
         return (near, solid, nx, ny, nz) if entered else miss
@@ -103,36 +102,43 @@ def _meet(city: City, solid: int, o: Vec, d: Vec, best: float) -> Hit:
     return (near, solid, nx, ny, nz) if entered else miss
 
 
-@_compiled
+@compiled
+def _nonzero(x: float) -> float:
+    """A direction's component that can be divided by."""
+    return x if abs(x) > 1e-12 else 1e-12
+
+
+@compiled
 def trace(city: City, o: Vec, d: Vec, limit: float, any_hit: bool) -> Hit:
     """Nearest surface along a ray (unit ``d``) within ``limit``; with ``any_hit`` the first solid found."""
     best: Hit = (limit, SKY, 0.0, 0.0, 0.0)
     if d[2] < 0 and o[2] > 0 and -o[2] / d[2] < limit:
         best = (-o[2] / d[2], GROUND, 0.0, 0.0, 1.0)
-    near, far = _clip(o[2], d[2], 0.0, city.top)
-    near, far = max(near, 0.0), min(far, best[0])
-    for axis in range(2):
-        low = city.grid_origin[axis]
-        a, b = _clip(o[axis], d[axis], low, low + city.cell_size * city.grid_shape[axis])
-        near, far = max(near, a), min(far, b)
+    d = (_nonzero(d[0]), _nonzero(d[1]), _nonzero(d[2]))
+    inverse = (1.0 / d[0], 1.0 / d[1], 1.0 / d[2])
+    size, x0, y0 = city.cell_size, city.grid_origin[0], city.grid_origin[1]
+    cells_x, cells_y = city.grid_shape[0], city.grid_shape[1]
+    ax, bx = (x0 - o[0]) * inverse[0], (x0 + size * cells_x - o[0]) * inverse[0]
+    ay, by = (y0 - o[1]) * inverse[1], (y0 + size * cells_y - o[1]) * inverse[1]
+    az, bz = -o[2] * inverse[2], (city.top - o[2]) * inverse[2]
+    near = max(max(min(ax, bx), min(ay, by)), max(min(az, bz), 0.0))
+    far = min(min(max(ax, bx), max(ay, by)), min(max(az, bz), best[0]))
     if near >= far:
         return best
-    size = city.cell_size
     start = near + 1e-9
-    ix = min(max(math.floor((o[0] + start * d[0] - city.grid_origin[0]) / size), 0), city.grid_shape[0] - 1)
-    iy = min(max(math.floor((o[1] + start * d[1] - city.grid_origin[1]) / size), 0), city.grid_shape[1] - 1)
+    ix = min(max(math.floor((o[0] + start * d[0] - x0) / size), 0), cells_x - 1)
+    iy = min(max(math.floor((o[1] + start * d[1] - y0) / size), 0), cells_y - 1)
     step_x, step_y = (1 if d[0] > 0 else -1), (1 if d[1] > 0 else -1)
-    across_x = size / abs(d[0]) if d[0] != 0 else math.inf
-    across_y = size / abs(d[1]) if d[1] != 0 else math.inf
-    next_x = (city.grid_origin[0] + (ix + (d[0] > 0)) * size - o[0]) / d[0] if d[0] != 0 else math.inf
-    next_y = (city.grid_origin[1] + (iy + (d[1] > 0)) * size - o[1]) / d[1] if d[1] != 0 else math.inf
+    across_x, across_y = size * abs(inverse[0]), size * abs(inverse[1])
+    next_x = (x0 + (ix + (d[0] > 0)) * size - o[0]) * inverse[0]
+    next_y = (y0 + (iy + (d[1] > 0)) * size - o[1]) * inverse[1]
     entry = near
     while True:
         leave = min(min(next_x, next_y), far)
-        cell = ix * city.grid_shape[1] + iy
+        cell = ix * cells_y + iy
         if min(o[2] + entry * d[2], o[2] + leave * d[2]) < city.cell_top[cell]:
             for index in range(city.cell_start[cell], city.cell_start[cell + 1]):
-                hit = _meet(city, city.cell_item[index], o, d, best[0])
+                hit = _meet(city, city.cell_item[index], o, d, inverse, best[0])
                 if hit[0] < best[0]:
                     best = hit
                     if any_hit:
@@ -146,13 +152,13 @@ def trace(city: City, o: Vec, d: Vec, limit: float, any_hit: bool) -> Hit:
         else:
             iy += step_y
             next_y += across_y
-        if ix < 0 or iy < 0 or ix >= city.grid_shape[0] or iy >= city.grid_shape[1]:
+        if ix < 0 or iy < 0 or ix >= cells_x or iy >= cells_y:
             return best
 
 
-@_compiled
+@compiled
 def _spread(t: float, d: Vec, n: Vec, right: Vec, down: Vec, axis: Vec) -> float:
-    """Width along a tangent ``axis`` of the patch that a sample spanning ``right`` x ``down`` sees at distance ``t``."""
+    """Width along a tangent ``axis`` of the patch that a sample of sides ``right`` and ``down`` sees at ``t``."""
     facing = d[0] * n[0] + d[1] * n[1] + d[2] * n[2]
     facing = min(facing, -0.04)
     along = (d[0] * axis[0] + d[1] * axis[1] + d[2] * axis[2]) / facing
@@ -163,7 +169,7 @@ def _spread(t: float, d: Vec, n: Vec, right: Vec, down: Vec, axis: Vec) -> float
     return t * math.sqrt(a * a + b * b) + 1e-6
 
 
-@_compiled
+@compiled
 def _paint(city: City, hit: Hit, p: Vec, d: Vec, right: Vec, down: Vec) -> tuple[Rgb, Vec]:
     """Albedo of the hit surface averaged over the footprint, and its normal with small bumps."""
     t, solid = hit[0], hit[1]
@@ -207,18 +213,18 @@ def _paint(city: City, hit: Hit, p: Vec, d: Vec, right: Vec, down: Vec) -> tuple
     return wall(material, u, p[2] - b[2], wu, wv, length, b[5] - b[2], b[2] <= 0.0, colour, accent, tag), n
 
 
-@_compiled
+@compiled
 def _sky(d: Vec) -> Rgb:
     return mix((0.78, 0.83, 0.87), (0.40, 0.58, 0.82), min(max(d[2], 0.0) * 1.6, 1.0))
 
 
-@_compiled
-def _shade(city: City, o: Vec, d: Vec, right: Vec, down: Vec) -> tuple[Rgb, int, float]:
-    """Colour, solid and distance seen by one sample."""
+@compiled
+def _shade(city: City, o: Vec, d: Vec, right: Vec, down: Vec) -> tuple[Rgb, int]:
+    """Colour and solid seen by one sample."""
     hit = trace(city, o, d, math.inf, False)
     t, solid = hit[0], hit[1]
     if solid == SKY:
-        return _sky(d), solid, t
+        return _sky(d), solid
     n = (hit[2], hit[3], hit[4])
     p = (o[0] + t * d[0], o[1] + t * d[1], o[2] + t * d[2])
     albedo, bumped = _paint(city, hit, p, d, right, down)
@@ -240,13 +246,13 @@ def _shade(city: City, o: Vec, d: Vec, right: Vec, down: Vec) -> tuple[Rgb, int,
     reach = math.sqrt(p[0] * p[0] + p[1] * p[1]) - 2.0 * city.half_extent
     if reach > 0:
         colour = mix(colour, (0.78, 0.83, 0.87), 1.0 - math.exp(-reach / (12.0 * city.half_extent)))
-    return colour, solid, t
+    return colour, solid
 
 
-@_compiled
+@compiled
 def _sample(
     city: City, o: Vec, pose: Any, focal: float, cx: float, cy: float, x: float, y: float, side: float
-) -> tuple[Rgb, int, float]:
+) -> tuple[Rgb, int]:
     """The sample of ``side`` pixels around image position (x, y)."""
     a, b = (x - cx) / focal, (y - cy) / focal
     norm = math.sqrt(a * a + b * b + 1.0)
@@ -261,39 +267,36 @@ def _sample(
     return _shade(city, o, d, right, down)
 
 
-@_compiled
+@compiled
 def _render(city: City, pose: Any, focal: float, image: Any) -> None:
     height, width = image.shape[0], image.shape[1]
     o = (pose[0, 3], pose[1, 3], pose[2, 3])
     for row in range(height):
         for column in range(width):
             red, green, blue = 0.0, 0.0, 0.0
-            darkest, brightest = 9.0, -9.0
-            first = 0
-            refine = False
-            for s in range(4):
-                x, y = column + 0.25 + 0.5 * (s % 2), row + 0.25 + 0.5 * (s // 2)
-                c, solid, _ = _sample(city, o, pose, focal, width / 2, height / 2, x, y, 0.5)
-                red, green, blue = red + c[0], green + c[1], blue + c[2]
-                light = (c[0] + c[1] + c[2]) / 3
-                darkest, brightest = min(darkest, light), max(brightest, light)
-                if s == 0:
-                    first = solid
-                refine = refine or solid != first
-            samples = 4
-            if refine or brightest - darkest > CONTRAST:
+            side = COARSE
+            while True:  # once, or a second time with finer samples
+                darkest, brightest, first, edge = 9.0, -9.0, 0, False
                 red, green, blue = 0.0, 0.0, 0.0
-                samples = 16
-                for s in range(16):
-                    x, y = column + 0.125 + 0.25 * (s % 4), row + 0.125 + 0.25 * (s // 4)
-                    c, _, _ = _sample(city, o, pose, focal, width / 2, height / 2, x, y, 0.25)
+                for s in range(side * side):
+                    x, y = column + (s % side + 0.5) / side, row + (s // side + 0.5) / side
+                    c, solid = _sample(city, o, pose, focal, width / 2, height / 2, x, y, 1.0 / side)
                     red, green, blue = red + c[0], green + c[1], blue + c[2]
+                    light = (c[0] + c[1] + c[2]) / 3
+                    darkest, brightest = min(darkest, light), max(brightest, light)
+                    if s == 0:
+                        first = solid
+                    edge = edge or solid != first
+                if side == FINE or not (edge or brightest - darkest > CONTRAST):
+                    break
+                side = FINE
+            samples = side * side
             image[row, column, 0] = min(red / samples, 1.0)
             image[row, column, 1] = min(green / samples, 1.0)
             image[row, column, 2] = min(blue / samples, 1.0)
 
 
-@_compiled
+@compiled
 def _cast(city: City, origin: Any, direction: Any, distance: Any, solid: Any) -> None:
     for ray in range(len(origin)):
         o = (origin[ray, 0], origin[ray, 1], origin[ray, 2])
@@ -302,13 +305,37 @@ def _cast(city: City, origin: Any, direction: Any, distance: Any, solid: Any) ->
         distance[ray], solid[ray] = hit[0], hit[1]
 
 
+@functools.cache
+def _kernels() -> tuple[Any, Any]:
+    """The two compiled entries, kept on disk.
+
+    Numba looks for changes only in the file of the entry itself.  The digest of all files is therefore made part of the
+    entries: a changed texture is never served from an old compilation.
+    """
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    digest = int.from_bytes(hashlib.sha256("".join(map(sha256_file, files)).encode()).digest()[:7])
+    keep: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+    @keep
+    def render_kernel(city: City, pose: Any, focal: float, image: Any) -> int:
+        _render(city, pose, focal, image)
+        return digest
+
+    @keep
+    def cast_kernel(city: City, origin: Any, direction: Any, distance: Any, solid: Any) -> int:
+        _cast(city, origin, direction, distance, solid)
+        return digest
+
+    return render_kernel, cast_kernel
+
+
 def render(city: City, pose: NDArray[np.float64], focal: float, width: int, height: int) -> NDArray[np.float32]:
     """A photo as sRGB-encoded values in 0..1, [height, width, 3].
 
     ``pose`` is [3, 4] camera to world, ``focal`` is in pixels, and the principal point is the middle of the image.
     """
     image = np.empty((height, width, 3), dtype=np.float32)
-    _render(city, np.ascontiguousarray(pose, dtype=np.float64), float(focal), image)
+    _kernels()[0](city, np.ascontiguousarray(pose, dtype=np.float64), float(focal), image)
     return image
 
 
@@ -317,7 +344,7 @@ def cast(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Distance [R] to the first surface along rays [R, 3] (unit directions) and its solid, GROUND or SKY (infinite)."""
     distance, solid = np.empty(len(origin)), np.empty(len(origin), dtype=np.int64)
-    _cast(
+    _kernels()[1](
         city,
         np.ascontiguousarray(origin, dtype=np.float64),
         np.ascontiguousarray(direction, dtype=np.float64),

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from inf_nerf.errors import InputError
-from inf_nerf.scene.city_capture import Flight, Tracks, find_tracks, plan_flight
-from inf_nerf.scene.city_layout import City, build_city
-from inf_nerf.scene.city_render import render
+from inf_nerf.scene.city.capture import Flight, Tracks, find_tracks, plan_flight
+from inf_nerf.scene.city.layout import build_city
+from inf_nerf.scene.city.render import render
 
 VERSION = 1  # of the generator: the same parameters and version give the same pictures
 MAX_WORKERS = 2  # threads that render; the ray caster holds no lock
@@ -68,11 +68,14 @@ def write_city(out: Path, parameters: CityParameters, on_photo: Callable[[], Non
             return pixels[row, column]
 
         colours = np.zeros((len(tracks.xyz), 3), dtype=np.uint8)
-        with ThreadPoolExecutor(MAX_WORKERS) as pool:
+        pool = ThreadPoolExecutor(MAX_WORKERS)
+        try:
             for photo, found in enumerate(pool.map(photograph, range(len(flight.names)))):
                 colours[tracks.source == photo] = found
                 if on_photo is not None:
                     on_photo()
+        finally:
+            pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the photos that are queued
         _write_model(partial / "sparse" / "0", flight, tracks, colours)
         (partial / "city.json").write_text(content)
         if out.is_dir():
@@ -130,6 +133,3 @@ def _write_model(path: Path, flight: Flight, tracks: Tracks, colours: NDArray[np
         added = model.add_point3D(xyz, track, colours[point])
         model.point3D(added).error = float(tracks.error[point])
     model.write_binary(str(path))
-
-
-__all__ = ["City", "CityParameters", "build_city", "write_city"]

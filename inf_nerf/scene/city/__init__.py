@@ -1,0 +1,1 @@
+"""A procedural city, photographed exactly, for trying everything without real photos."""
