@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXIT_INPUT_ERROR = 2
 PACKAGES = ("inf_nerf", "pipelines")
-MODULE_NAMES = {"evaluate": "eval"}  # python -m pipelines.evaluate is `inf-nerf eval`
+MODULES = {"eval": "evaluate"}  # `inf-nerf eval` is python -m pipelines.evaluate: eval is a name of Python's
 
 app = typer.Typer(
     name="inf-nerf",
@@ -237,9 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_stage(name: str) -> None:
-    """Run one command on the process's arguments and exit: the body of ``python -m pipelines.<name>``."""
+    """Run the command ``name`` on the process's arguments and exit: the body of ``python -m pipelines.<stage>``."""
     command: Any = typer.main.get_command(app)
-    raise SystemExit(_invoke(command.commands[MODULE_NAMES.get(name, name)], f"python -m pipelines.{name}", None))
+    raise SystemExit(_invoke(command.commands[name], f"python -m pipelines.{MODULES.get(name, name)}", None))
 
 
 def _invoke(command: Any, program: str, arguments: Sequence[str] | None) -> int:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from inf_nerf.config import Config, load_config
 from inf_nerf.errors import InputError
-from inf_nerf.scene.city import CityParameters
+from inf_nerf.scene.city.folder import CityParameters
 from inf_nerf.train.checkpoint import latest_checkpoint
 from pipelines import prepare, render, synth, train
 from pipelines.tracking import tracking_uri, without_password
@@ -114,3 +114,9 @@ def _render(run_dir: Path, picture: Picture, console: Console) -> None:
         return
     out.parent.mkdir(parents=True, exist_ok=True)
     render.run(run_dir, picture.path, out, mode=picture.mode)
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_stage
+
+    run_stage("demo")

@@ -1,0 +1,351 @@
+"""The command line: flags are config keys, bad input is one sentence and exit code 2, and a stage is a module too."""
+
+import json
+import logging
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inf_nerf.config import Config, load_config
+from inf_nerf.errors import InputError
+from pipelines import cli
+
+ROOT = Path(__file__).parents[2]
+STAGES = ("synth", "prepare", "train", "eval", "render", "demo")
+Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """The command line sets up logging for its process; tests share one."""
+    loggers = [logging.getLogger(name) for name in (None, *cli.PACKAGES)]
+    before = [(list(logger.handlers), logger.level) for logger in loggers]
+    yield
+    for logger, (handlers, level) in zip(loggers, before, strict=True):
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
+    """Puts a recorder in the place of a stage's ``run``."""
+
+    def replace(name: str, result: Any = None) -> Calls:
+        calls: Calls = []
+
+        def run(*arguments: Any, **named: Any) -> Any:
+            calls.append((arguments, named))
+            if isinstance(result, BaseException):
+                raise result
+            return result
+
+        monkeypatch.setattr(f"pipelines.{name}.run", run)
+        return calls
+
+    return replace
+
+
+def run_program(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_lists_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in STAGES)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_explains_itself_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([name, "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"Example: inf-nerf {name}" in shown
+    assert "--set" in shown
+    assert "--log-level" in shown
+
+
+@pytest.mark.parametrize("arguments", [["trian"], ["train"], ["synth", "--out"], ["eval"], ["train", "--nonsense"]])
+def test_a_wrong_command_line_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err
+
+
+def test_train_flags_are_config_keys(stage: Callable[..., Calls], tmp_path: Path) -> None:
+    calls = stage("train", 0)
+    flags = "--workers 2 --steps 30 --lr 2e-3 --batch-size 64 --experiment-name 1e3 --resume latest --data-root photos"
+    assert cli.main(["train", "--output-dir", str(tmp_path), *flags.split()]) == 0
+    expected = load_config(
+        overrides=[
+            "train.num_workers=2",
+            "train.steps=30",
+            "train.lr_init=2e-3",
+            "train.batch_size=64",
+            "tracking.experiment='1e3'",
+        ]
+    )
+    ((arguments, named),) = calls
+    assert arguments == (expected, tmp_path)
+    assert named == {"data_root": Path("photos"), "resume": "latest"}
+
+
+def test_overrides_are_stronger_than_flags_and_flags_than_the_file(stage: Callable[..., Calls], tmp_path: Path) -> None:
+    calls = stage("train", 0)
+    file = tmp_path / "some.yaml"
+    file.write_text("train: {steps: 1, batch_size: 1, seed: 1}")
+    command = ["train", "--config", str(file), "--output-dir", str(tmp_path / "run"), "--steps", "2"]
+    cli.main([*command, "--batch-size", "2", "--set", "train.batch_size=3"])
+    train = calls[0][0][0].train
+    assert (train.seed, train.steps, train.batch_size) == (1, 2, 3)
+
+
+def test_without_a_file_a_run_keeps_its_own_configuration(stage: Callable[..., Calls], tmp_path: Path) -> None:
+    stored = load_config(overrides=["train.steps=5", "render.frames=7"])
+    (tmp_path / "config.yaml").write_text(stored.to_yaml())
+    trained, evaluated, rendered = stage("train", 0), stage("evaluate"), stage("render")
+    cli.main(["train", "--output-dir", str(tmp_path)])
+    assert trained[0][0][0] == stored
+    cli.main(["eval", str(tmp_path), "--set", "eval.right_half=false"])
+    assert evaluated[0][0][1] == load_config(overrides=["train.steps=5", "render.frames=7", "eval.right_half=false"])
+    cli.main(["render", str(tmp_path), "--path", "orbit", "--out", "o.mp4", "--set", "render.fps=9"])
+    assert rendered[0][1]["config"].render.frames == 7
+
+
+def test_eval_and_render_leave_the_choice_of_settings_to_the_checkpoint(
+    stage: Callable[..., Calls], tmp_path: Path
+) -> None:
+    evaluated, rendered = stage("evaluate"), stage("render")
+    assert cli.main(["eval", str(tmp_path)]) == 0
+    assert evaluated == [((tmp_path, None, None), {})]
+    assert cli.main(["render", str(tmp_path), "--path", "zoom", "--out", "z.mp4", "--mode", "level"]) == 0
+    assert rendered == [((tmp_path, "zoom", Path("z.mp4")), {"mode": "level", "config": None})]
+
+
+@pytest.mark.parametrize("code", [0, 130, 143])
+def test_the_exit_code_of_a_training_is_passed_on(stage: Callable[..., Calls], tmp_path: Path, code: int) -> None:
+    stage("train", code)
+    assert cli.main(["train", "--output-dir", str(tmp_path)]) == code
+
+
+def test_bad_input_is_one_sentence_on_stderr(
+    stage: Callable[..., Calls], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage("prepare", InputError("The folder x is empty; name another."))
+    command = ["prepare", "--data-root", "x", "--output-dir", str(tmp_path)]
+    assert cli.main(command) == 2
+    assert capsys.readouterr().err == "error: The folder x is empty; name another.\n"
+    assert cli.main([*command, "--log-level", "debug"]) == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert shown.endswith("error: The folder x is empty; name another.\n")
+
+
+def test_bad_input_found_by_a_worker_is_the_same_sentence(
+    stage: Callable[..., Calls], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class WorkerError(RuntimeError):
+        cause: BaseException | None = None
+        worker_failures: dict[int, BaseException] | None = None
+
+    carried = WorkerError("long traceback of a task")
+    carried.cause = InputError("The photo a.jpg is damaged; replace it.")
+    group = WorkerError("two workers failed")
+    group.worker_failures = {1: carried}
+    chained = RuntimeError("in the driver")
+    chained.__cause__ = group
+    for error in (carried, group, chained):
+        stage("prepare", error)
+        assert cli.main(["prepare", "--data-root", "x", "--output-dir", str(tmp_path)]) == 2
+        assert capsys.readouterr().err == "error: The photo a.jpg is damaged; replace it.\n"
+
+
+def test_a_fault_of_the_program_is_not_taken_for_bad_input(stage: Callable[..., Calls], tmp_path: Path) -> None:
+    stage("prepare", KeyError("no such thing"))
+    with pytest.raises(KeyError):
+        cli.main(["prepare", "--data-root", "x", "--output-dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_an_unknown_key_stops_every_stage_before_it_starts(
+    stage: Callable[..., Calls], tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = {
+        "synth": ["--out", "x"],
+        "prepare": ["--data-root", "x", "--output-dir", str(tmp_path)],
+        "train": ["--output-dir", str(tmp_path)],
+        "eval": [str(tmp_path)],
+        "render": [str(tmp_path), "--path", "orbit", "--out", "x.mp4"],
+        "demo": ["--output-dir", str(tmp_path / "demo")],
+    }[name]
+    calls = stage({"eval": "evaluate", "demo": "synth"}.get(name, name))
+    assert cli.main([name, *arguments, "--set", "train.step=3"]) == 2
+    assert "did you mean 'train.steps'?" in capsys.readouterr().err
+    assert calls == []
+
+
+def test_ctrl_c_outside_of_training_exits_with_130(stage: Callable[..., Calls], tmp_path: Path) -> None:
+    stage("prepare", KeyboardInterrupt())
+    assert cli.main(["prepare", "--data-root", "x", "--output-dir", str(tmp_path)]) == 130
+
+
+def test_only_our_own_loggers_follow_the_log_level(stage: Callable[..., Calls], tmp_path: Path) -> None:
+    stage("evaluate")
+    cli.main(["eval", str(tmp_path), "--log-level", "DEBUG"])
+    assert logging.getLogger("inf_nerf.field.backends").isEnabledFor(logging.DEBUG)
+    assert not logging.getLogger("numba.core").isEnabledFor(logging.INFO)
+    cli.main(["eval", str(tmp_path), "--log-level", "error"])
+    assert not logging.getLogger("pipelines.train").isEnabledFor(logging.WARNING)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_is_a_module_with_the_same_options(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = cli.MODULES.get(name, name)
+    cli.main([name, "--help"])
+    expected = capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [f"pipelines.{module}", "--help"])
+    with pytest.raises(SystemExit) as leaving:
+        runpy.run_module(f"pipelines.{module}", run_name="__main__")
+    assert leaving.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"Usage: python -m pipelines.{module} " in shown
+    assert shown.partition("Example")[2] == expected.partition("Example")[2] != ""
+
+
+def test_demo_says_where_everything_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipelines import demo
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    scores = {"psnr": 24.0, "ssim": 0.8, "psnr0": 22.0, "psnr0_floor": 12.0}
+    run_dir = Path("runs/demo")
+    run_dir.mkdir(parents=True)
+    (run_dir / "eval.json").write_text(json.dumps(scores))
+    words = demo.closing_words(run_dir, Config())
+    for text in ("24.00 dB", "runs/demo/pictures/zoom.mp4", "runs/demo/eval.json", f"sqlite:///{tmp_path}/mlflow.db"):
+        assert text in words
+    assert "mlflow" not in demo.closing_words(run_dir, load_config(overrides=["tracking.enabled=false"])).lower()
+
+
+def test_demo_without_the_repository_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipelines import demo
+
+    monkeypatch.setattr(demo, "CONFIG", Path("configs/absent.yaml"))
+    with pytest.raises(InputError, match="clone"):
+        demo.run(tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
+
+
+TINY = (
+    *("scene.pyramid_levels=2", "octree.num_levels=2", "field.num_levels=4", "field.log2_table_size=10"),
+    *("field.max_res=32", "field.hidden_density=16", "field.hidden_color=16", "field.appearance_dim=4"),
+    *("sampler.max_samples=64", "sampler.occupancy_res=8", "data.tile_size=16", "train.batch_size=256"),
+    *("train.log_every=5", "train.val_rays=64", "train.save_every=20", "train.cpus_per_worker=0.5"),
+    *("eval.right_half=false", "render.width=32", "render.height=24", "render.frames=3"),
+)
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "city"
+    made = run_program("pipelines.synth", "--out", str(folder), *"--blocks 1 --photos 12 --size 48".split())
+    assert made.returncode == 0, made.stderr
+    return folder
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(load_config(overrides=TINY).to_yaml())
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_whole_path_with_two_workers_is_recorded_in_mlflow(city: Path, config_file: Path, mlflow_uri: str) -> None:
+    """synth -> prepare -> train (TorchTrainer, 2 workers) -> eval -> render, through the command line."""
+    from mlflow import MlflowClient
+
+    here = config_file.parent
+    command = ["pipelines", "train", "--config", str(config_file), "--output-dir", "run", "--steps", "40"]
+
+    def stage(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = run_program(*arguments, cwd=here, MLFLOW_TRACKING_URI=mlflow_uri)
+        assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        return done
+
+    stage("pipelines", "prepare", "--config", str(config_file), "--data-root", str(city), "--output-dir", "run",
+          "--set", "train.steps=40")  # fmt: skip
+    assert "not complete" not in stage(*command, "--workers", "2").stdout
+    rows = [json.loads(line) for line in (here / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 40
+
+    reference = json.loads((here / "run" / "mlflow_run.json").read_text())
+    client = MlflowClient(mlflow_uri)
+    run = client.get_run(reference["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.num_workers"] == "2"
+    assert set(run.data.params) == set(Config().flat())
+    losses = client.get_metric_history(run.info.run_id, "loss")
+    assert [metric.step for metric in losses] == [row["step"] for row in rows]
+    evaluation = json.loads((here / "run" / "eval.json").read_text())
+    assert run.data.metrics["eval/psnr"] == pytest.approx(evaluation["psnr"])
+    assert run.data.metrics["octree/num_nodes"] >= 1
+    assert Path(run.data.tags["checkpoint.path"]).is_dir()
+
+    before = (here / "run" / "eval.json").read_bytes()
+    stage("pipelines.evaluate", "run")
+    assert (here / "run" / "eval.json").read_bytes() == before
+    assert "already trained" in stage(*command, "--workers", "1").stdout
+    refused = stage(*command, "--workers", "2", "--lr", "2e-2", code=2)
+    assert refused.stderr.splitlines()[-1].startswith("error: train.lr_init")
+    stage("pipelines.render", "run", "--path", "orbit", "--out", "still.png")
+    assert (here / "still.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_ends_the_run_as_killed_and_the_same_command_continues(
+    city: Path, config_file: Path, mlflow_uri: str, number: signal.Signals, code: int
+) -> None:
+    from mlflow import MlflowClient
+
+    here = config_file.parent
+    command = ["pipelines", "train", "--config", str(config_file), "--data-root", str(city), "--output-dir", "run"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": mlflow_uri}
+    settings = ["--set", "train.steps=100000", "--set", "train.max_seconds=1000", "--workers", "0"]
+    with open(here / "output.txt", "w") as output:
+        training = subprocess.Popen(
+            [sys.executable, "-m", *command, *settings], cwd=here, env=environment, stdout=output, stderr=output
+        )
+        metrics = here / "run" / "metrics.jsonl"
+        deadline = time.monotonic() + 200
+        while not metrics.exists() and training.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+        training.send_signal(number)
+        training.wait(120)
+    shown = (here / "output.txt").read_text()
+    assert training.returncode == code, shown
+    assert "Traceback" not in shown
+    (checkpoint, *_) = sorted((here / "run" / "checkpoints").glob("*/manifest.json"))[-1:]
+    reference = json.loads((here / "run" / "mlflow_run.json").read_text())
+    client = MlflowClient(mlflow_uri)
+    assert client.get_run(reference["run_id"]).info.status == "KILLED"
+    assert client.get_run(reference["run_id"]).data.tags["checkpoint.path"] == str(checkpoint.parent)
