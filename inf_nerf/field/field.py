@@ -146,6 +146,8 @@ class Field:
             target.copy_(found)
 
     def _bounds(self, node: Tensor) -> Tensor:
+        if bool((node[1:] < node[:-1]).any()):
+            raise ValueError("samples must be sorted by node; sort them by their node index before asking the field")
         bounds = segment_bounds(node, self.num_nodes)  # [M + 1]
         if torch.is_grad_enabled() and self.tables.requires_grad:
             self.touched |= bounds[1:] > bounds[:-1]

@@ -164,6 +164,11 @@ def test_frozen_field_passes_gradients_to_the_appearance_and_collects_none() -> 
     assert field.tables.grad is not None and not field.tables.grad.any()
 
 
+def test_unsorted_samples_are_refused() -> None:
+    with pytest.raises(ValueError, match="sorted by node"):
+        evaluate(make_field(), NODE.flip(0))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_samples(backend: str) -> None:
     field = make_field(backend)
