@@ -4,7 +4,8 @@
         photos --Ray Data, one task a photo--> tiles/<photo>.parquet --> tiles/summary.json (written last)
 
 Every file is written whole or not at all, so an interrupted run is continued by the same command; tile files that fit
-are kept.  What the tiles depend on is hashed into an identity that every tile file carries.
+are kept.  What the tiles depend on is hashed into an identity that every tile file carries.  On a cluster the data root
+and the run directory must lie on storage that all nodes share.
 """
 
 import json

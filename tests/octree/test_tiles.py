@@ -204,6 +204,17 @@ def test_without_keypoints_nearer_and_farther_nodes_are_named_too(scene: Scene, 
     assert sum(map(len, wide)) > 1.3 * sum(map(len, narrow))
 
 
+def test_a_tile_without_keypoints_takes_its_depth_from_the_nearest_ones(scene: Scene, octree: Octree) -> None:
+    points = scene.points
+    left = (points.track_photo == 0) & (points.track_xy[:, 0] < 16)
+    sparse = replace(points, track_photo=torch.where(left, 0, 3))
+    box = np.array([[32, 16, 16, 16]])
+    few = nodes_of_tiles(replace(scene, points=sparse), octree, 0, 0, box, 1.0)[0]
+    every = nodes_of_tiles(scene, octree, 0, 0, box, 1.0)[0]
+    assert BACKGROUND_KEY not in few
+    assert set(few.tolist()) & set(every.tolist())
+
+
 def test_a_photo_that_misses_the_cube_sees_the_background(scene: Scene, octree: Octree) -> None:
     nodes = nodes_of_tiles(scene, octree, 3, 0, tile_boxes(WIDTH, HEIGHT, 16), 1.0)
     assert len(nodes) == 20
