@@ -85,11 +85,23 @@ def check_photos(root: Path, capture: Capture) -> None:
 
 def header_size(path: Path) -> tuple[int, int]:
     """Width and height that a photo's header states; nothing is decoded and EXIF orientation is ignored."""
+    with open_image(path, "photo") as image:
+        return image.size
+
+
+def open_image(path: Path, what: str) -> Image.Image:
+    """An image file with its header read; raises :class:`InputError` if it is missing or damaged."""
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None  # large aerial cameras exceed Pillow's guard against files from strangers
     try:
-        with Image.open(path) as image:
-            return image.size
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"The photo {path} cannot be opened ({error}); replace the damaged file.") from error
+        return Image.open(path)
+    except FileNotFoundError as error:
+        raise InputError(f"The {what} {path} is missing; put it back or correct the path.") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        reason = "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise InputError(f"The {what} {path} cannot be opened ({reason}); replace the damaged file.") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def check_size(path: Path, size: tuple[int, int], expected: tuple[int, int]) -> None:

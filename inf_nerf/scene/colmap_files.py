@@ -31,6 +31,7 @@ def check_text(folder: Path) -> None:
         path = folder / f"{name}.txt"
         announced = None
         lines = 0
+        line = "\n"
         try:
             for line in _lines(path):
                 if line.startswith("#"):
@@ -43,10 +44,10 @@ def check_text(folder: Path) -> None:
         found = (lines + 1) // 2 if name == "images" else lines  # a photo's keypoints are its second, maybe empty, line
         if not lines and name != "points3D":
             raise InputError(f"{path} lists no {what}; export the model from COLMAP again.")
-        if announced is not None and found < announced:
+        if announced is not None and (found < announced or not line.endswith("\n")):
             raise InputError(
-                f"{path} is truncated: it announces {announced} {what} and holds {found}; export the model from COLMAP "
-                "again."
+                f"{path} is truncated: it announces {announced} {what}, holds {found} and ends with {line[-20:]!r}; "
+                "export the model from COLMAP again."
             )
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from inf_nerf.errors import InputError
-from inf_nerf.scene.capture import check_size
+from inf_nerf.scene.capture import check_size, open_image
 from inf_nerf.scene.scene import Scene
 
 OPAQUE = 0.5  # least alpha, and least brightness of a mask, that counts
@@ -24,10 +24,11 @@ def read_photo(scene: Scene, photo: int) -> NDArray[np.uint8]:
     Raises :class:`InputError` if the file is missing, damaged or of another size than its camera.
     """
     path = Path(scene.root) / scene.photos[photo].file
-    with _open(path, "photo") as image:
+    with open_image(path, "photo") as image:
         check_size(path, image.size, _source_size(scene, photo))
         pixels = _colour(image, path)
-    return np.rint(area_resize(pixels, scene.cameras.level_size(photo, 0))).astype(np.uint8)
+    size = scene.cameras.level_size(photo, 0)
+    return pixels if image.size == size else np.rint(area_resize(pixels, size)).astype(np.uint8)
 
 
 def read_mask(scene: Scene, photo: int) -> NDArray[np.bool_] | None:
@@ -41,11 +42,11 @@ def read_mask(scene: Scene, photo: int) -> NDArray[np.bool_] | None:
     mask = scene.photos[photo].mask
     if mask is not None:
         path = Path(scene.root) / mask
-        with _open(path, "mask") as image:
+        with open_image(path, "mask") as image:
             check_size(path, image.size, _source_size(scene, photo))
             parts.append(_all_white(_decode(image.convert("L"), path), size))
     path = Path(scene.root) / scene.photos[photo].file
-    with _open(path, "photo") as image:
+    with open_image(path, "photo") as image:
         if image.has_transparency_data:
             parts.append(_all_white(_decode(image.convert("RGBA"), path)[:, :, 3], size))
     has_ray = scene.cameras.pixels_with_ray(photo)
@@ -97,15 +98,6 @@ def _all_white(values: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.b
 def _source_size(scene: Scene, photo: int) -> tuple[int, int]:
     width, height = scene.source_size[scene.cameras.camera_id[photo]].tolist()
     return width, height
-
-
-def _open(path: Path, what: str) -> Image.Image:
-    try:
-        return Image.open(path)
-    except FileNotFoundError as error:
-        raise InputError(f"The {what} {path} is missing; restore it or run the prepare stage again.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"The {what} {path} cannot be opened ({error}); replace the damaged file.") from error
 
 
 def _colour(image: Image.Image, path: Path) -> NDArray[np.uint8]:

@@ -16,6 +16,7 @@ from inf_nerf.scene.cameras import Cameras
 from inf_nerf.scene.capture import Capture
 from inf_nerf.scene.frame import WorldFrame
 
+SEEN_WITHIN_PX = 1.0
 CHUNK = 1_000_000  # observations looked at together, which bounds memory
 
 
@@ -76,10 +77,17 @@ def place_points(capture: Capture, cameras: Cameras, frame: WorldFrame) -> Spars
     )
 
 
-def _footprint(cameras: Cameras, photo: Tensor, xy: NDArray[np.float64], xyz: NDArray[np.float64]) -> Tensor:
-    """Footprint [N] of the level-0 pixel at ``xy`` [N, 2] of ``photo`` [N] at the distance of ``xyz`` [N, 3]."""
+def _footprint(
+    cameras: Cameras,
+    photo: Tensor,  # [N]
+    xy: NDArray[np.float64],  # [N, 2] level-0 pixels
+    xyz: NDArray[np.float64],  # [N, 3] scene frame
+) -> tuple[Tensor, Tensor]:
+    """Footprint [N] of a pixel at the distance of a point, and how many pixels the point is off the pixel's ray [N]."""
     rays = cameras.rays_at(photo, torch.from_numpy(xy).float())
-    return (torch.from_numpy(xyz).float() - rays.origin).norm(dim=-1) * rays.radius
+    offset = torch.from_numpy(xyz).float() - rays.origin
+    footprint = offset.norm(dim=-1) * rays.radius
+    return footprint, torch.linalg.cross(offset, rays.direction).norm(dim=-1) / footprint
 
 
 def _observed_footprint(
@@ -94,7 +102,7 @@ def _observed_footprint(
     point = np.repeat(np.arange(len(xyz)), length)
     for first in range(0, len(photo), CHUNK):
         part = slice(first, first + CHUNK)
-        footprint = _footprint(cameras, torch.from_numpy(photo[part]), xy[part], xyz[point[part]])
+        footprint, _ = _footprint(cameras, torch.from_numpy(photo[part]), xy[part], xyz[point[part]])
         least.scatter_reduce_(0, torch.from_numpy(point[part]), footprint, "amin")
     return least.double().numpy()
 
@@ -112,6 +120,8 @@ def _projected_footprint(
             inside = ((pixel >= 0) & (pixel <= [camera.width, camera.height])).all(axis=1)  # false where it is NaN
             index = first + np.flatnonzero(inside)
             view = torch.full((len(index),), photo)
-            footprint = _footprint(cameras, view, pixel[inside] * scale[camera_id], xyz[index]).double().numpy()
-            least[index] = np.minimum(least[index], footprint)
+            footprint, off_ray = _footprint(cameras, view, pixel[inside] * scale[camera_id], xyz[index])
+            # Far outside the photo, a fitted distortion may fold points back into it.
+            footprint = footprint.masked_fill(~(off_ray < SEEN_WITHIN_PX), torch.inf)
+            least[index] = np.minimum(least[index], footprint.double().numpy())
     return least

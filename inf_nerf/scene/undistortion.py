@@ -18,6 +18,7 @@ from inf_nerf.scene.cameras import Cameras
 
 TOLERANCE_PX = 0.01
 ROUND_TRIP_PX = 0.05
+CELLS_ALONG_EDGE = 128  # at least, if the lens does not fill the image: two cells along its edge stay unused
 CELLS = (8, 16, 32, 64, 128, 256)  # along the longer side, tried in order
 
 
@@ -46,7 +47,8 @@ def make_lookup(camera: pycolmap.Camera) -> Lookup:
         scale = cells / max(camera.width, camera.height)
         shape = max(2, round(camera.height * scale)), max(2, round(camera.width * scale))
         lookup = _sample(camera, shape)
-        if _error_px(camera, lookup) <= TOLERANCE_PX:
+        fine_enough = lookup.valid.all() or cells >= CELLS_ALONG_EDGE
+        if fine_enough and _error_px(camera, lookup) <= TOLERANCE_PX:
             break
     assert lookup is not None
     if not lookup.valid.any():
@@ -60,10 +62,13 @@ def make_lookup(camera: pycolmap.Camera) -> Lookup:
 def _sample(camera: pycolmap.Camera, cells: tuple[int, int]) -> Lookup:
     rows, columns = cells
     x, y = np.meshgrid(np.linspace(0, camera.width, columns + 1), np.linspace(0, camera.height, rows + 1))
-    direction, valid = _exact(camera, np.stack([x, y], axis=-1).reshape(-1, 2))
+    xy = np.stack([x, y], axis=-1).reshape(-1, 2)
+    direction, valid = _exact(camera, xy)
+    # Where there is no ray, the one without distortion keeps numbers finite; `Cameras.has_ray` tells that it is none.
+    straight = (xy - intrinsics(camera)[2:]) / intrinsics(camera)[:2]
+    straight = np.concatenate([straight, np.ones((len(xy), 1))], axis=1)
+    direction[~valid] = (straight / np.linalg.norm(straight, axis=1, keepdims=True))[~valid]
     direction, valid = direction.reshape(rows + 1, columns + 1, 3), valid.reshape(rows + 1, columns + 1)
-    if valid.any() and not valid.all():
-        direction = _fill(direction, valid)
     for axis in (0, 1):
         direction = _extrapolate(direction, axis)
     return Lookup(direction.astype(np.float32), np.pad(valid, 1, mode="edge"))
@@ -85,16 +90,6 @@ def _extrapolate(direction: NDArray[np.float64], axis: int) -> NDArray[np.float6
     p = np.moveaxis(direction, axis, 0)
     before, after = 3 * p[0] - 3 * p[1] + p[2], 3 * p[-1] - 3 * p[-2] + p[-3]
     return np.moveaxis(np.concatenate([before[None], p, after[None]]), 0, axis)
-
-
-def _fill(direction: NDArray[np.float64], valid: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Give control points without a ray the value of the nearest one that has one, so that rays stay finite."""
-    have, lack = np.argwhere(valid), np.argwhere(~valid)
-    filled = direction.copy()
-    for chunk in np.array_split(lack, max(1, len(lack) * len(have) // 10_000_000)):
-        nearest = have[((chunk[:, None] - have[None]) ** 2).sum(-1).argmin(axis=1)]
-        filled[tuple(chunk.T)] = direction[tuple(nearest.T)]
-    return filled
 
 
 def _error_px(camera: pycolmap.Camera, lookup: Lookup) -> float:
