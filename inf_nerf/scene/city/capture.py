@@ -106,7 +106,7 @@ def _low_orbits(city: City, count: int, rng: np.random.Generator) -> list[NDArra
     for index in range(count):
         orbit, turn = index * orbits // count, index % max(1, -(-count // orbits))
         azimuth = 2 * np.pi * (turn + float(rng.uniform(-0.25, 0.25))) * orbits / count
-        target = places[orbit] + np.append(rng.uniform(-7, 7, 2), 0.0)
+        target = places[orbit] + np.append(rng.uniform(-7, 7, 2), 2.0)
         distance = NEAR_M * float(rng.uniform(0.9, 1.25))
         pose = _look(target, distance, azimuth, 88.0)
         for depression in np.arange((34.0, 42.0, 50.0)[index % 3], 88.0, 4.0):
@@ -121,16 +121,18 @@ def _low_orbits(city: City, count: int, rng: np.random.Generator) -> list[NDArra
 
 
 def _places(city: City) -> list[NDArray[np.float64]]:
-    """Centres of blocks worth a low orbit, the most varied uses first, each 6 m above the ground."""
-    centres = []
-    blocks = len(city.block_x)
-    middle = (blocks - 1) / 2
+    """Centres of blocks worth a low orbit, the most varied first, as points [3] on the roof or the ground."""
+    middle = (len(city.block_x) - 1) / 2
+    blocks: list[tuple[float, int, int]] = []
     for rank, use in enumerate((PLAZA, PARK, DENSE, HOMES)):
         for i, j in zip(*np.nonzero(city.block_use == use)):
-            centres.append((float(np.hypot(i - middle, j - middle)) + 0.4 * rank, int(i), int(j)))
-    return [
-        np.array([city.block_x[i].mean(), city.block_y[j].mean(), 6.0], dtype=np.float64) for _, i, j in sorted(centres)
-    ]
+            blocks.append((float(np.hypot(i - middle, j - middle)) + 0.4 * rank, int(i), int(j)))
+    index = np.array([(i, j) for _, i, j in sorted(blocks)])
+    above = np.column_stack([city.block_x[index[:, 0]].mean(axis=1), city.block_y[index[:, 1]].mean(axis=1)])
+    above = np.column_stack([above, np.full(len(above), city.top + 1)])
+    drop, _ = cast(city, above, np.tile([0.0, 0.0, -1.0], (len(above), 1)))
+    above[:, 2] -= drop
+    return list(above)
 
 
 def _is_free(city: City, pose: NDArray[np.float64], view_m: float) -> bool:
