@@ -182,7 +182,7 @@ def load_scene(data_root: Path, config: SceneConfig) -> Scene:
         cameras=cameras,
         points=points,
         frame=frame,
-        root=str(data_root),
+        root=str(data_root.absolute()),  # workers may have another working directory
         report=report,
         source_size=torch.from_numpy(source_size),
     )
