@@ -53,15 +53,14 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
     return replace
 
 
-def run_program(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def environment() -> dict[str, str]:
+    """For a process of its own that imports this checkout from any directory."""
+    return {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "PYTHONPATH": str(ROOT)}
+
+
+def run_program(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-m", *command]
+    return subprocess.run(program, cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
 
 
 def test_help_lists_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,22 +276,21 @@ def config_file(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_whole_path_with_two_workers_is_recorded_in_mlflow(city: Path, config_file: Path, mlflow_uri: str) -> None:
+def test_the_whole_path_with_two_workers_is_recorded_in_mlflow(
+    city: Path, config_file: Path, mlflow_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """synth -> prepare -> train (TorchTrainer, 2 workers) -> eval -> render, through the command line."""
     from mlflow import MlflowClient
 
-    here = config_file.parent
-    command = ["pipelines", "train", "--config", str(config_file), "--output-dir", "run", "--steps", "40"]
-
-    def stage(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = run_program(*arguments, cwd=here, MLFLOW_TRACKING_URI=mlflow_uri)
-        assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}"
+    here = config_file.parent  # also the working directory
+    shared = ["--config", str(config_file), "--output-dir", "run", "--set", "train.steps=40"]
+    for command in (
+        ["prepare", *shared, "--data-root", str(city)],
+        ["train", *shared, "--workers", "2"],
+    ):
+        done = run_program("pipelines", *command, cwd=here)
+        assert done.returncode == 0, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
-        return done
-
-    stage("pipelines", "prepare", "--config", str(config_file), "--data-root", str(city), "--output-dir", "run",
-          "--set", "train.steps=40")  # fmt: skip
-    assert "not complete" not in stage(*command, "--workers", "2").stdout
     rows = [json.loads(line) for line in (here / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 40
 
@@ -310,42 +308,53 @@ def test_the_whole_path_with_two_workers_is_recorded_in_mlflow(city: Path, confi
     assert Path(run.data.tags["checkpoint.path"]).is_dir()
 
     before = (here / "run" / "eval.json").read_bytes()
-    stage("pipelines.evaluate", "run")
+    capsys.readouterr()
+    assert cli.main(["eval", "run"]) == 0
     assert (here / "run" / "eval.json").read_bytes() == before
-    assert "already trained" in stage(*command, "--workers", "1").stdout
-    refused = stage(*command, "--workers", "2", "--lr", "2e-2", code=2)
-    assert refused.stderr.splitlines()[-1].startswith("error: train.lr_init")
-    stage("pipelines.render", "run", "--path", "orbit", "--out", "still.png")
+    assert cli.main(["train", *shared, "--workers", "1"]) == 0
+    assert "already trained" in capsys.readouterr().out
+    assert cli.main(["train", *shared, "--lr", "2e-2"]) == 2
+    assert "error: train.lr_init" in capsys.readouterr().err
+    assert cli.main(["render", "run", "--path", "orbit", "--out", "still.png"]) == 0
     assert (here / "still.png").stat().st_size > 0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_ends_the_run_as_killed_and_the_same_command_continues(
-    city: Path, config_file: Path, mlflow_uri: str, number: signal.Signals, code: int
+def test_a_signal_saves_and_ends_the_run_as_killed_and_the_same_command_continues_it(
+    city: Path, config_file: Path, mlflow_uri: str
 ) -> None:
     from mlflow import MlflowClient
 
-    here = config_file.parent
-    command = ["pipelines", "train", "--config", str(config_file), "--data-root", str(city), "--output-dir", "run"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": mlflow_uri}
-    settings = ["--set", "train.steps=100000", "--set", "train.max_seconds=1000", "--workers", "0"]
-    with open(here / "output.txt", "w") as output:
-        training = subprocess.Popen(
-            [sys.executable, "-m", *command, *settings], cwd=here, env=environment, stdout=output, stderr=output
-        )
-        metrics = here / "run" / "metrics.jsonl"
+    here, client = config_file.parent, MlflowClient(mlflow_uri)
+    run_dir = here / "run"
+    metrics = run_dir / "metrics.jsonl"
+    command = ["train", "--config", str(config_file), "--data-root", str(city), "--output-dir", "run"]
+    command += ["--steps", "1000000", "--workers", "0", "--set", "train.save_every=1000000"]
+    run_ids, saved = [], 0
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        size = metrics.stat().st_size if metrics.exists() else 0
+        with open(here / "output.txt", "w") as output:
+            training = subprocess.Popen(
+                [sys.executable, "-m", "pipelines", *command], cwd=here, env=environment(), stdout=output, stderr=output
+            )
         deadline = time.monotonic() + 200
-        while not metrics.exists() and training.poll() is None and time.monotonic() < deadline:
+        while training.poll() is None and time.monotonic() < deadline:
+            if metrics.exists() and metrics.stat().st_size > size:
+                break
             time.sleep(0.2)
         training.send_signal(number)
         training.wait(120)
-    shown = (here / "output.txt").read_text()
-    assert training.returncode == code, shown
-    assert "Traceback" not in shown
-    (checkpoint, *_) = sorted((here / "run" / "checkpoints").glob("*/manifest.json"))[-1:]
-    reference = json.loads((here / "run" / "mlflow_run.json").read_text())
-    client = MlflowClient(mlflow_uri)
-    assert client.get_run(reference["run_id"]).info.status == "KILLED"
-    assert client.get_run(reference["run_id"]).data.tags["checkpoint.path"] == str(checkpoint.parent)
+        shown = (here / "output.txt").read_text()
+        assert training.returncode == code, shown
+        assert "Traceback" not in shown
+        rows = [json.loads(line) for line in metrics.read_bytes()[size:].splitlines()]
+        assert rows[0]["step"] > saved
+        newest = max((run_dir / "checkpoints").glob("*/manifest.json")).parent
+        assert int(newest.name) >= rows[-1]["step"]
+        saved = int(newest.name)
+        run = client.get_run(json.loads((run_dir / "mlflow_run.json").read_text())["run_id"])
+        assert run.info.status == "KILLED"
+        assert run.data.tags["checkpoint.path"] == str(newest)
+        run_ids.append(run.info.run_id)
+    assert run_ids[0] == run_ids[1]
