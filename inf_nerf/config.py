@@ -82,6 +82,7 @@ class SamplerConfig(Section):
     occupancy_threshold: Positive = 0.02  # opacity over one step below which a cell is empty
     occupancy_every: Count = 16
     occupancy_warmup: Annotated[int, Field(ge=0)] = 256  # steps in which everything counts as occupied
+    warmup_samples: Count = 192  # candidate steps of one ray until then
     occupancy_decay: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 

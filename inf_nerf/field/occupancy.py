@@ -1,8 +1,9 @@
 """Which cells of a node are worth asking: one coarse grid of optical depths per node.
 
 A cell holds a decaying maximum of the optical depth (density times cell side) found at random points inside it; it is
-empty when that falls under a threshold.  Cells that hold sparse points are protected: they are never empty.  All cells
-count as occupied until ``enabled`` is set, because density has to appear before it can be missed.
+empty when that falls under a threshold.  Sparse points know more than a young field does: cells around them are
+protected and never empty, and cells that many lines of sight to them cross are free and always empty.  All others count
+as occupied until ``enabled`` is set, because density has to appear before it can be missed.
 """
 
 import torch
@@ -23,6 +24,7 @@ class Occupancy:
         self.enabled = False
         self.depth = torch.zeros(num_nodes, resolution**3, device=device)  # [N, G^3] optical depth of a cell
         self.protected = torch.zeros(num_nodes, resolution**3, dtype=torch.bool, device=device)  # [N, G^3]
+        self.free = torch.zeros(num_nodes, resolution**3, dtype=torch.bool, device=device)  # [N, G^3]
         self.occupied = torch.ones(num_nodes, resolution**3, dtype=torch.bool, device=device)  # [N, G^3]
 
     @property
@@ -64,16 +66,16 @@ class Occupancy:
 
     def refresh(self) -> None:
         """Recompute which cells are occupied."""
+        self.occupied = self.protected | ~self.free
         if self.enabled:
-            self.occupied = (self.depth > self.threshold) | self.protected
-        else:
-            self.occupied.fill_(True)
+            self.occupied &= (self.depth > self.threshold) | self.protected
 
     def state_of(self, node: int) -> dict[str, Tensor]:
         """Tensors that rebuild one node's grid."""
-        return {"depth": self.depth[node], "protected": self.protected[node]}
+        return {"depth": self.depth[node], "protected": self.protected[node], "free": self.free[node]}
 
     def load_state(self, node: int, state: dict[str, Tensor]) -> None:
         """Restore one node's grid; call :meth:`refresh` after the last node."""
         self.depth[node] = state["depth"]
         self.protected[node] = state["protected"]
+        self.free[node] = state["free"]

@@ -22,11 +22,8 @@ class EmptySpace:
 
     def __init__(self, octree: Octree, occupancy: Occupancy) -> None:
         scene = torch.zeros(FINEST, FINEST, FINEST, device=occupancy.depth.device)
-        if not occupancy.enabled:
-            scene.fill_(1.0)
-        else:
-            for level in range(octree.num_levels):
-                _merge_level(scene, octree, occupancy, level)
+        for level in range(octree.num_levels):
+            _merge_level(scene, octree, occupancy, level)
         pyramid = [scene[None, None]]
         while pyramid[-1].shape[-1] > COARSEST:
             pyramid.append(F.max_pool3d(pyramid[-1], 2))
@@ -35,12 +32,9 @@ class EmptySpace:
         sizes = torch.tensor([grid.shape[-1] for grid in widened], device=scene.device)
         self._sizes = sizes
         self._starts = torch.cumsum(sizes**3, 0) - sizes**3
-        self._all = not occupancy.enabled
 
     def may_hold(self, middle: Tensor, length: Tensor) -> Tensor:
         """Whether intervals around ``middle`` [Q, 3] of ``length`` [Q] (scene units) may hold anything; bool [Q]."""
-        if self._all:
-            return torch.ones(len(middle), dtype=torch.bool, device=middle.device)
         # the finest grid whose cells (side 2 / S) are at least as long as the interval
         mip = torch.ceil(torch.log2(length * (FINEST / 2))).clamp_(0, len(self._sizes) - 1).long()
         size = self._sizes[mip]

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from inf_nerf.render.parallel import ordered_map
 from inf_nerf.scene.cameras import Cameras, Rays
 
 SMALLEST_CHUNK = 256  # rays; fewer only waste time in overhead
@@ -84,7 +85,6 @@ def chunk_rays(chunk_samples: int, samples_per_ray: int) -> int:
     return min(max(chunk_samples // samples_per_ray, SMALLEST_CHUNK), LARGEST_CHUNK)
 
 
-@torch.no_grad()
 def render_image(
     model: RayRenderer,
     cameras: Cameras,
@@ -95,41 +95,46 @@ def render_image(
     appearance: Tensor | None = None,
     crop: Crop | None = None,
     lod_blend: float = 0.0,
+    workers: int = 1,
     on_rays: Callable[[int], None] | None = None,
 ) -> RenderedImage:
     """The picture that camera ``photo`` takes at pyramid ``level``, with rays of that level's own pixel size.
 
     ``appearance`` [A] is the appearance of every pixel; None takes the mean over the training photos, also where the
     camera belongs to a training photo.  ``crop`` restricts the picture to a rectangle of that level's pixels.
-    ``on_rays`` hears the number of rays of each finished chunk.
+    ``workers`` threads render chunks at the same time.  ``on_rays`` hears the number of rays of each finished chunk.
     """
     width, height = cameras.level_size(photo, level)
     crop = crop or Crop(0, 0, width, height)
     if crop.right > width or crop.bottom > height:
         raise ValueError(f"{crop} does not lie in the {width} x {height} pixels of level {level}")
     num_pixels = crop.width * crop.height
-    parts: dict[str, list[Tensor]] = {name: [] for name in (*PER_PIXEL, *PER_NODE)}
-    num_samples = 0
-    for start in range(0, num_pixels, rays_per_chunk):
+
+    @torch.no_grad()
+    def chunk(start: int) -> tuple[dict[str, Tensor], int]:
         index = torch.arange(start, min(start + rays_per_chunk, num_pixels))
         xy = torch.stack([crop.left + index % crop.width, crop.top + index // crop.width], dim=-1)  # [R, 2]
         rays = cameras.rays(torch.full_like(index, photo), torch.full_like(index, level), xy)
         rays = replace(rays, photo=torch.full_like(index, -1))
         seen = model.render(rays, lod_blend=lod_blend, appearance=appearance)
         # Only what the picture needs: a chunk also holds its samples, and all of them together would fill the memory.
-        for name, tensors in parts.items():
-            tensors.append(getattr(seen, name).cpu())
-        num_samples += seen.num_samples
+        return {name: getattr(seen, name).cpu() for name in (*PER_PIXEL, *PER_NODE)}, seen.num_samples
+
+    chunks: list[dict[str, Tensor]] = []
+    num_samples = 0
+    for seen, asked in ordered_map(chunk, range(0, num_pixels, rays_per_chunk), workers):
+        chunks.append(seen)
+        num_samples += asked
         if on_rays is not None:
-            on_rays(len(index))
+            on_rays(len(seen["depth"]))
     shape = (crop.height, crop.width)
-    pixels = {name: torch.cat(parts[name]) for name in PER_PIXEL}
+    pixels = {name: torch.cat([seen[name] for seen in chunks]) for name in PER_PIXEL}
     return RenderedImage(
         rgb=pixels["rgb"].clamp(0.0, 1.0).reshape(*shape, 3),
         depth=pixels["depth"].reshape(shape),
         opacity=pixels["opacity"].reshape(shape),
         level=pixels["level"].reshape(shape),
-        touched=torch.stack(parts["touched"]).any(dim=0),
-        share=torch.stack(parts["share"]).sum(dim=0),
+        touched=torch.stack([seen["touched"] for seen in chunks]).any(dim=0),
+        share=torch.stack([seen["share"] for seen in chunks]).sum(dim=0),
         num_samples=num_samples,
     )

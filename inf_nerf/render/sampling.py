@@ -71,7 +71,8 @@ def march(
     enter, leave, radius = enter[hit], leave[hit], rays.radius[hit] * footprint_px
     # t_k = enter * growth^k, with growth = 1 + step * radius unless that takes too many steps
     octaves = torch.log(leave / enter)
-    log_growth = torch.maximum(torch.log1p(config.step * radius), octaves / config.max_samples)
+    most = config.max_samples if occupancy.enabled else config.warmup_samples
+    log_growth = torch.maximum(torch.log1p(config.step * radius), octaves / most)
     num_intervals = torch.ceil(octaves / (log_growth * STEPS_PER_INTERVAL)).long().clamp_min_(1)
     log_interval = log_growth * STEPS_PER_INTERVAL
     phase = _uniform(len(hit), generator, rays.origin)  # of a step, shifts all samples of the ray

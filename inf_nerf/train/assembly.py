@@ -4,13 +4,13 @@ import torch
 
 from inf_nerf.config import Config
 from inf_nerf.octree.partition import Partition
-from inf_nerf.octree.routing import route
 from inf_nerf.octree.topology import Octree
 from inf_nerf.render.model import Model
 from inf_nerf.scene.scene import Scene
 from inf_nerf.train.loop import METRICS, Work
 from inf_nerf.train.losses import NodeLosses
 from inf_nerf.train.optimiser import NodeAdam
+from inf_nerf.train.free_space import learn_from_points
 from inf_nerf.train.reservoir import RayBatch, Reservoir, TileBatches
 from inf_nerf.train.shared_gradients import SharedGradients
 from inf_nerf.train.tracks import Tracks
@@ -35,7 +35,7 @@ def assemble(
     model = Model(
         config, local, len(scene.photos), scene.train, torch.tensor(mean_colour), has_solid_ground(scene), device
     )
-    protect_points(model, scene)
+    learn_from_points(model, scene)
     keys = model.field.keys.tolist()
     shared = torch.tensor([key in partition.shared for key in keys], device=device)
     num_ranks = partition.num_ranks
@@ -68,18 +68,6 @@ def has_solid_ground(scene: Scene) -> bool:
     """Whether the frame could put the ground above z = 0, so that nothing is to be seen below it."""
     z = scene.points.xyz[:, 2]
     return len(z) > 0 and float(torch.quantile(z[:: max(1, len(z) // 1_000_000)], 0.01)) > -GROUND_SLACK
-
-
-def protect_points(model: Model, scene: Scene) -> None:
-    """Keep the cells of all nodes along each sparse point's path down the tree from ever counting as empty."""
-    octree, occupancy, points = model.octree, model.occupancy, scene.points
-    inside = (points.xyz.abs() <= 1).all(1)
-    xyz, footprint = points.xyz[inside].to(octree.gsd), points.footprint[inside].to(octree.gsd)
-    node, _ = route(octree, xyz, footprint * model.config.octree.footprint_px)
-    while len(node):
-        occupancy.protect(octree.to_local(xyz, node), node)
-        node = octree.parent[node]
-        xyz, node = xyz[node >= 0], node[node >= 0]
 
 
 def _val_rays(config: Config, tiles: TileBatches | None, capacity: int, count: int) -> RayBatch | None:

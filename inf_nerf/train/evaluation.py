@@ -10,9 +10,9 @@ Both are also scored after a per-photo affine colour correction.  docs/evaluatio
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,13 +24,14 @@ from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 from inf_nerf.octree.topology import Octree
 from inf_nerf.render.images import Crop, RayRenderer, RenderedImage, chunk_rays, render_image
+from inf_nerf.render.parallel import ordered_map
 from inf_nerf.scene.cameras import Cameras
 from inf_nerf.scene.photos import area_resize
 from inf_nerf.scene.scene import Scene
+from inf_nerf.train.appearance import fit_appearance
 from inf_nerf.train.metrics import ImageScores, colour_corrected, image_scores, psnr
 
 DIGITS = 6  # decimals kept in the result
-FIT_SEED = 0  # order of the pixels that an appearance is fitted to
 BACKGROUND = "background"  # the field outside the root cube, in shares of levels
 
 PhotoReader = Callable[[int], tuple[NDArray[np.uint8], NDArray[np.bool_] | None]]
@@ -76,21 +77,16 @@ class View:
     scores: ImageScores
 
 
-@dataclass
-class _Tally:
-    """Scores of one protocol, by pyramid level."""
+@dataclass(frozen=True)
+class _Part:
+    """What one photo scored under one protocol; levels without a pixel that counts are left out."""
 
-    plain: list[list[ImageScores]] = field(default_factory=list)  # [level][photo]
-    corrected: list[list[ImageScores]] = field(default_factory=list)
-    floor: list[float] = field(default_factory=list)  # level 0, by photo
-    images: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, level: int, scores: ImageScores, corrected: ImageScores) -> None:
-        while len(self.plain) <= level:
-            self.plain.append([])
-            self.corrected.append([])
-        self.plain[level].append(scores)
-        self.corrected[level].append(corrected)
+    plain: dict[int, ImageScores]  # by pyramid level
+    corrected: dict[int, ImageScores]
+    floor: float | None  # of level 0
+    image: dict[str, Any] | None  # level 0
+    share: Tensor  # [M] compositing weight of each node over all levels
+    view: View | None  # level 0
 
 
 def evaluate(
@@ -98,75 +94,33 @@ def evaluate(
     config: Config,
     read: PhotoReader,
     *,
+    workers: int = 1,
     on_rays: Callable[[int], None] | None = None,
     on_view: Callable[[View], None] | None = None,
 ) -> dict[str, Any]:
     """Score all test photos; the result is what ``eval.json`` holds.
 
-    ``read`` gives a photo's level 0 [h, w, 3] and its mask [h, w] or None.  ``on_rays`` hears how many rays were
-    finished (:func:`work` says how many there are), ``on_view`` each level-0 picture of the plain protocol.  Raises
-    :class:`InputError` if the scene has no test photos.
+    ``read`` gives a photo's level 0 [h, w, 3] and its mask [h, w] or None.  ``workers`` photos are scored at the same
+    time.  ``on_rays`` hears how many rays were finished (:func:`work` says how many there are), ``on_view`` gets each
+    level-0 picture of the plain protocol, in order; the former and ``read`` are called from the workers.  Raises
+    :class:`InputError` if there is nothing to score.
     """
     scene, model = checkpoint.scene, checkpoint.model
     require_test_photos(scene)
-    per_chunk = chunk_rays(config.eval.chunk_samples, config.sampler.max_samples)
-    mean_appearance = model.appearance.detach()[scene.train].mean(dim=0)
-    mean_colour = torch.as_tensor(checkpoint.mean_colour, dtype=torch.float32).reshape(1, 1, 3)
-    node_bytes = torch.as_tensor(checkpoint.node_bytes, dtype=torch.int64)
-    whole, right = _Tally(), _Tally()
-    share = torch.zeros(len(node_bytes), dtype=torch.float64)
-    every_level = range(config.scene.pyramid_levels)
-
-    def view(photo: int, level: int, appearance: Tensor, crop: Crop | None) -> RenderedImage:
-        return render_image(
-            model,
-            scene.cameras,
-            photo,
-            level,
-            rays_per_chunk=per_chunk,
-            appearance=appearance,
-            crop=crop,
-            on_rays=on_rays,
-        )
-
-    for photo in scene.test:
-        name = scene.photos[photo].name
-        pixels, mask = read(photo)
-        levels = [level_target(pixels, mask, scene.cameras, photo, level) for level in every_level]
-        for level, (target, counted) in enumerate(levels):
-            if not bool(counted.any()):
-                continue
-            rendered = view(photo, level, mean_appearance, None)
-            share += rendered.share.double()
-            scores = _score(whole, level, rendered.rgb, target, counted)
-            if level == 0:
-                whole.images.append(_image(name, scores, rendered, node_bytes))
-                whole.floor.append(_floor(target, counted, mean_colour))
-                if on_view is not None:
-                    on_view(View(name, target, rendered, scores))
-        if not config.eval.right_half:
-            continue
-        target, counted = levels[0]
-        appearance = fit_appearance(
-            model, scene.cameras, photo, target, counted, config, start=mean_appearance, on_rays=on_rays
-        )
-        for level, (target, counted) in enumerate(levels):
-            crop = right_half(scene.cameras, photo, level)
-            if crop is None:
-                continue
-            target, counted = target[:, crop.left :], counted[:, crop.left :]
-            if not bool(counted.any()):
-                continue
-            rendered = view(photo, level, appearance, crop)
-            scores = _score(right, level, rendered.rgb, target, counted)
-            if level == 0:
-                right.images.append(_image(name, scores, rendered, node_bytes))
-                right.floor.append(_floor(target, counted, mean_colour))
-
+    scorer = _Scorer(checkpoint, config, read, on_rays)
+    whole: list[_Part] = []
+    right: list[_Part] = []
+    with _frozen(model.field), closing(ordered_map(scorer.score, scene.test, workers)) as scored:
+        for plain, half in scored:
+            if on_view is not None and plain.view is not None:
+                on_view(plain.view)
+            whole.append(replace(plain, view=None))  # pictures of all photos would fill the memory
+            if half is not None:
+                right.append(replace(half, view=None))
     result = _summary(whole, scene)
     result["num_nodes"] = model.octree.num_nodes
-    result["model_bytes"] = int(node_bytes.sum())
-    result["level_share"] = level_share(share, model.octree)
+    result["model_bytes"] = int(scorer.node_bytes.sum())
+    result["level_share"] = level_share(torch.stack([part.share for part in whole]).sum(dim=0), model.octree)
     if config.eval.right_half:
         result["right_half"] = _summary(right, scene)
     return _rounded(result)
@@ -217,46 +171,6 @@ def right_half(cameras: Cameras, photo: int, level: int) -> Crop | None:
     return Crop(left, 0, width, height) if left < width else None
 
 
-def fit_appearance(
-    model: EvaluatedModel,
-    cameras: Cameras,
-    photo: int,
-    target: Tensor,  # [h, w, 3] level 0
-    counted: Tensor,  # [h, w] bool
-    config: Config,
-    *,
-    start: Tensor,  # [A]
-    on_rays: Callable[[int], None] | None = None,
-) -> Tensor:  # [A]
-    """The appearance that explains the left half of a photo best, all else frozen.
-
-    Adam with a rate that falls to a tenth, from ``start``, over ``eval.appearance_steps`` batches of
-    ``eval.appearance_rays`` pixels in an order that depends on nothing but the size of the photo.
-    """
-    appearance = start.clone().requires_grad_()
-    pixel = counted[:, : counted.shape[1] // 2].nonzero()  # [K, 2] y, x
-    steps, batch = config.eval.appearance_steps, config.eval.appearance_rays
-    if appearance.numel() == 0 or len(pixel) == 0 or steps == 0:
-        return start
-    generator = torch.Generator().manual_seed(FIT_SEED)
-    optimiser = torch.optim.Adam([appearance], lr=config.eval.appearance_lr)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.1 ** (1 / steps))
-    with _frozen(model.field), torch.enable_grad():
-        for chosen in _batches(len(pixel), batch, steps, generator):
-            y, x = pixel[chosen].unbind(-1)
-            view = torch.full_like(x, photo)
-            rays = cameras.rays(view, torch.zeros_like(x), torch.stack([x, y], dim=-1))
-            rendered = model.render(replace(rays, photo=torch.full_like(x, -1)), appearance=appearance)
-            loss = (rendered.rgb - target[y, x].to(rendered.rgb.device)).square().mean()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            if on_rays is not None:
-                on_rays(batch)
-    return appearance.detach()
-
-
 def level_share(share: Tensor, octree: Octree) -> dict[str, float]:
     """Which part of the compositing weight ``share`` [M] each octree level answered; the parts sum to 1."""
     share = share.double().cpu()
@@ -277,6 +191,198 @@ def _frozen(fields: Freezable) -> Iterator[None]:
         fields.requires_grad_(True)
 
 
+class _Scorer:
+    """Scores one photo after the other; safe to call from several threads."""
+
+    def __init__(
+        self, checkpoint: Evaluated, config: Config, read: PhotoReader, on_rays: Callable[[int], None] | None
+    ) -> None:
+        self.model = checkpoint.model
+        self.scene = checkpoint.scene
+        self.config = config
+        self.read = read
+        self.on_rays = on_rays
+        self.mean_appearance = self.model.appearance.detach()[self.scene.train].mean(dim=0)  # [A]
+        self.mean_colour = torch.as_tensor(checkpoint.mean_colour, dtype=torch.float32).cpu()  # [3]
+        self.node_bytes = torch.as_tensor(checkpoint.node_bytes, dtype=torch.int64).cpu()  # [M]
+
+    def score(self, photo: int) -> tuple[_Part, _Part | None]:
+        """The plain protocol, and the right-half one if it is switched on."""
+        pixels, mask = self.read(photo)
+        cameras = self.scene.cameras
+        levels = range(self.config.scene.pyramid_levels)
+        targets = [level_target(pixels, mask, cameras, photo, level) for level in levels]
+        plain = self._part(photo, targets, [_whole(target) for target, _ in targets], self.mean_appearance)
+        if not self.config.eval.right_half:
+            return plain, None
+        appearance = fit_appearance(
+            self.model, cameras, photo, *targets[0], self.config.eval, start=self.mean_appearance, on_rays=self.on_rays
+        )
+        crops = [right_half(cameras, photo, level) for level in levels]
+        return plain, self._part(photo, targets, crops, appearance)
+
+    def _part(
+        self, photo: int, targets: list[tuple[Tensor, Tensor]], crops: Sequence[Crop | None], appearance: Tensor
+    ) -> _Part:
+        plain: dict[int, ImageScores] = {}
+        corrected: dict[int, ImageScores] = {}
+        share = torch.zeros(len(self.node_bytes), dtype=torch.float64)
+        floor, image, view = None, None, None
+        for level, ((target, counted), crop) in enumerate(zip(targets, crops, strict=True)):
+            if crop is None:
+                continue
+            target, counted = target[:, crop.left :], counted[:, crop.left :]
+            if not bool(counted.any()):
+                continue
+            rendered = self._render(photo, level, crop, appearance)
+            share += rendered.share.double()
+            plain[level] = image_scores(rendered.rgb, target, counted)
+            corrected[level] = image_scores(colour_corrected(rendered.rgb, target, counted), target, counted)
+            if level == 0:
+                name = self.scene.photos[photo].name
+                floor = psnr(float((target - self.mean_colour)[counted].double().square().mean()))
+                image = {
+                    "name": name,
+                    **asdict(plain[level]),
+                    "nodes_touched": int(rendered.touched.sum()),
+                    "bytes_touched": int(self.node_bytes[rendered.touched].sum()),
+                }
+                view = View(name, target, rendered, plain[level])
+        return _Part(plain, corrected, floor, image, share, view)
+
+    def _render(self, photo: int, level: int, crop: Crop, appearance: Tensor) -> RenderedImage:
+        return render_image(
+            self.model,
+            self.scene.cameras,
+            photo,
+            level,
+            rays_per_chunk=chunk_rays(self.config.eval.chunk_samples, self.config.sampler.max_samples),
+            appearance=appearance,
+            crop=crop,
+            on_rays=self.on_rays,
+        )
+
+
+def _whole(target: Tensor) -> Crop:
+    height, width = target.shape[:2]
+    return Crop(0, 0, width, height)
+
+
+def _summary(parts: list[_Part], scene: Scene) -> dict[str, Any]:
+    """Means over the photos of each level, and over the levels; levels whose pixels are all masked are left out."""
+    if not any(0 in part.plain for part in parts):
+        raise InputError("The masks leave no pixel of the test photos to score; name others in scene.test_list.")
+    levels, corrected = [], []
+    for level in sorted({level for part in parts for level in part.plain}):
+        width, height = scene.cameras.level_size(scene.test[0], level)
+        size = {"level": level, "width": width, "height": height}
+        levels.append(size | _mean([part.plain[level] for part in parts if level in part.plain]))
+        corrected.append(_mean([part.corrected[level] for part in parts if level in part.corrected]))
+    return {
+        **_over_levels(levels),
+        "psnr0_floor": float(np.mean([part.floor for part in parts if part.floor is not None])),
+        "levels": levels,
+        "images": [part.image for part in parts if part.image is not None],
+        "colour_corrected": _over_levels(corrected),
+    }
+
+
+class _Scorer:
+    """Scores one photo after the other; safe to call from several threads."""
+
+    def __init__(
+        self, checkpoint: Evaluated, config: Config, read: PhotoReader, on_rays: Callable[[int], None] | None
+    ) -> None:
+        self.model = checkpoint.model
+        self.scene = checkpoint.scene
+        self.config = config
+        self.read = read
+        self.on_rays = on_rays
+        self.mean_appearance = self.model.appearance.detach()[self.scene.train].mean(dim=0)  # [A]
+        self.mean_colour = torch.as_tensor(checkpoint.mean_colour, dtype=torch.float32).cpu()  # [3]
+        self.node_bytes = torch.as_tensor(checkpoint.node_bytes, dtype=torch.int64).cpu()  # [M]
+
+    def score(self, photo: int) -> tuple[_Part, _Part | None]:
+        """The plain protocol, and the right-half one if it is switched on."""
+        pixels, mask = self.read(photo)
+        cameras = self.scene.cameras
+        levels = range(self.config.scene.pyramid_levels)
+        targets = [level_target(pixels, mask, cameras, photo, level) for level in levels]
+        plain = self._part(photo, targets, [_whole(target) for target, _ in targets], self.mean_appearance)
+        if not self.config.eval.right_half:
+            return plain, None
+        appearance = fit_appearance(
+            self.model, cameras, photo, *targets[0], self.config.eval, start=self.mean_appearance, on_rays=self.on_rays
+        )
+        crops = [right_half(cameras, photo, level) for level in levels]
+        return plain, self._part(photo, targets, crops, appearance)
+
+    def _part(
+        self, photo: int, targets: list[tuple[Tensor, Tensor]], crops: Sequence[Crop | None], appearance: Tensor
+    ) -> _Part:
+        plain: dict[int, ImageScores] = {}
+        corrected: dict[int, ImageScores] = {}
+        share = torch.zeros(len(self.node_bytes), dtype=torch.float64)
+        floor, image, view = None, None, None
+        for level, ((target, counted), crop) in enumerate(zip(targets, crops, strict=True)):
+            if crop is None:
+                continue
+            target, counted = target[:, crop.left :], counted[:, crop.left :]
+            if not bool(counted.any()):
+                continue
+            rendered = self._render(photo, level, crop, appearance)
+            share += rendered.share.double()
+            plain[level] = image_scores(rendered.rgb, target, counted)
+            corrected[level] = image_scores(colour_corrected(rendered.rgb, target, counted), target, counted)
+            if level == 0:
+                name = self.scene.photos[photo].name
+                floor = psnr(float((target - self.mean_colour)[counted].double().square().mean()))
+                image = {
+                    "name": name,
+                    **asdict(plain[level]),
+                    "nodes_touched": int(rendered.touched.sum()),
+                    "bytes_touched": int(self.node_bytes[rendered.touched].sum()),
+                }
+                view = View(name, target, rendered, plain[level])
+        return _Part(plain, corrected, floor, image, share, view)
+
+    def _render(self, photo: int, level: int, crop: Crop, appearance: Tensor) -> RenderedImage:
+        return render_image(
+            self.model,
+            self.scene.cameras,
+            photo,
+            level,
+            rays_per_chunk=chunk_rays(self.config.eval.chunk_samples, self.config.sampler.max_samples),
+            appearance=appearance,
+            crop=crop,
+            on_rays=self.on_rays,
+        )
+
+
+def _whole(target: Tensor) -> Crop:
+    height, width = target.shape[:2]
+    return Crop(0, 0, width, height)
+
+
+def _summary(parts: list[_Part], scene: Scene) -> dict[str, Any]:
+    """Means over the photos of each level, and over the levels; levels whose pixels are all masked are left out."""
+    if not any(0 in part.plain for part in parts):
+        raise InputError("The masks leave no pixel of the test photos to score; name others in scene.test_list.")
+    levels, corrected = [], []
+    for level in sorted({level for part in parts for level in part.plain}):
+        width, height = scene.cameras.level_size(scene.test[0], level)
+        size = {"level": level, "width": width, "height": height}
+        levels.append(size | _mean([part.plain[level] for part in parts if level in part.plain]))
+        corrected.append(_mean([part.corrected[level] for part in parts if level in part.corrected]))
+    return {
+        **_over_levels(levels),
+        "psnr0_floor": float(np.mean([part.floor for part in parts if part.floor is not None])),
+        "levels": levels,
+        "images": [part.image for part in parts if part.image is not None],
+        "colour_corrected": _over_levels(corrected),
+    }
+
+
 def _batches(num_pixels: int, batch: int, count: int, generator: torch.Generator) -> Iterable[Tensor]:
     """``count`` batches of pixel indices [batch]; every pixel is used once before any is used again."""
     order = torch.empty(0, dtype=torch.int64)
@@ -285,45 +391,6 @@ def _batches(num_pixels: int, batch: int, count: int, generator: torch.Generator
             order = torch.cat([order, torch.randperm(num_pixels, generator=generator)])
         chosen, order = order[:batch], order[batch:]
         yield chosen
-
-
-def _score(tally: _Tally, level: int, rgb: Tensor, target: Tensor, counted: Tensor) -> ImageScores:
-    scores = image_scores(rgb, target, counted)
-    tally.add(level, scores, image_scores(colour_corrected(rgb, target, counted), target, counted))
-    return scores
-
-
-def _floor(target: Tensor, counted: Tensor, mean_colour: Tensor) -> float:
-    return psnr(float((target - mean_colour)[counted].double().square().mean()))
-
-
-def _image(name: str, scores: ImageScores, rendered: RenderedImage, node_bytes: Tensor) -> dict[str, Any]:
-    return {
-        "name": name,
-        "psnr": scores.psnr,
-        "ssim": scores.ssim,
-        "nodes_touched": int(rendered.touched.sum()),
-        "bytes_touched": int(node_bytes[rendered.touched].sum()),
-    }
-
-
-def _summary(tally: _Tally, scene: Scene) -> dict[str, Any]:
-    """Means over the photos of each level, and over the levels; levels whose pixels are all masked are left out."""
-    if not tally.plain or not tally.plain[0]:
-        raise InputError("The masks leave no pixel of the test photos to score; name others in scene.test_list.")
-    levels = []
-    for level, scores in enumerate(tally.plain):
-        width, height = scene.cameras.level_size(scene.test[0], level)
-        if scores:
-            levels.append({"level": level, "width": width, "height": height} | _mean(scores))
-    corrected = [_mean(scores) for scores in tally.corrected if scores]
-    return {
-        **_over_levels(levels),
-        "psnr0_floor": float(np.mean(tally.floor)),
-        "levels": levels,
-        "images": tally.images,
-        "colour_corrected": _over_levels(corrected),
-    }
 
 
 def _mean(scores: list[ImageScores]) -> dict[str, float]:

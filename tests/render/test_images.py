@@ -18,8 +18,10 @@ def test_chunks_do_not_change_the_picture() -> None:
     scene = plane_scene()
     parts = render_image(PlaneModel(6), scene.cameras, 1, 1, rays_per_chunk=7)
     whole = render_image(PlaneModel(6), scene.cameras, 1, 1, rays_per_chunk=10_000)
+    threads = render_image(PlaneModel(6), scene.cameras, 1, 1, rays_per_chunk=7, workers=3)
     for name in ("rgb", "depth", "level", "opacity", "touched", "share"):
         assert torch.equal(getattr(parts, name), getattr(whole, name))
+        assert torch.equal(getattr(parts, name), getattr(threads, name))
     assert parts.num_samples == whole.num_samples == 20 * 15
 
 

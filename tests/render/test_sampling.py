@@ -32,12 +32,13 @@ def make_rays(count, seed=1, radius=0.004):
 
 
 def full_occupancy(octree):
-    return Occupancy(octree.num_nodes, 8, 0.01, 0.9)
+    occupancy = Occupancy(octree.num_nodes, 8, 0.01, 0.9)
+    occupancy.enabled = True
+    return occupancy
 
 
 def random_occupancy(octree, share=0.1, seed=2):
     occupancy = full_occupancy(octree)
-    occupancy.enabled = True
     generator = torch.Generator().manual_seed(seed)
     occupancy.depth = (torch.rand(occupancy.depth.shape, generator=generator) < share).float()
     occupancy.refresh()
