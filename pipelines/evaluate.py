@@ -6,13 +6,9 @@ it holds.
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -20,6 +16,7 @@ from rich.table import Table
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 from inf_nerf.files import write_atomic
+from inf_nerf.render.parallel import available_cores
 from inf_nerf.render.sheet import SheetRow, evaluation_sheet
 from inf_nerf.scene.photos import read_mask, read_photo
 from inf_nerf.train.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, read_manifest
@@ -44,8 +41,7 @@ def run(run_dir: Path, config: Config | None = None, checkpoint: Path | None = N
     if result is None:
         loaded = load_checkpoint(path)
         require_test_photos(loaded.scene)
-        with all_threads():
-            result = _evaluate(run_dir, loaded, settings, console, key)
+        result = _evaluate(run_dir, loaded, settings, console, key)
     else:
         console.print(f"Checkpoint and settings are those of {run_dir / RESULT}, which is used again.")
     console.print(table(result))
@@ -60,18 +56,6 @@ def find_checkpoint(run_dir: Path) -> Path:
     if path is None:
         raise InputError(f"{run_dir} holds no complete checkpoint; run inf-nerf train --output-dir {run_dir} first.")
     return path
-
-
-@contextmanager
-def all_threads() -> Iterator[None]:
-    """Compute on every core that this process may use."""
-    before = torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(cores)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def table(result: dict[str, Any]) -> Table:
@@ -131,6 +115,7 @@ def _evaluate(run_dir: Path, loaded: Checkpoint, settings: Config, console: Cons
             loaded,
             settings,
             lambda photo: (read_photo(scene, photo), read_mask(scene, photo)),
+            workers=available_cores(),
             on_rays=lambda count: progress.advance(task, count),
             on_view=keep,
         )

@@ -15,13 +15,14 @@ from inf_nerf.errors import InputError
 from inf_nerf.files import write_atomic
 from inf_nerf.render.colourmap import Picture, as_picture, depth_map, depth_range, level_map
 from inf_nerf.render.images import RenderedImage, chunk_rays, render_image
+from inf_nerf.render.parallel import available_cores
 from inf_nerf.render.paths import CameraPath, named_path
 from inf_nerf.render.sheet import draw_legend, png_bytes
 from inf_nerf.render.video import VIDEO_SUFFIXES, FrameSink, still_writer, video_writer
 from inf_nerf.scene.scene import Scene
 from inf_nerf.train.checkpoint import load_checkpoint
 from inf_nerf.train.evaluation import level_share
-from pipelines.evaluate import all_threads, find_checkpoint
+from pipelines.evaluate import find_checkpoint
 
 MODES = ("colour", "depth", "level")
 DEPTH_MEMORY = 0.85  # part of the depth scale kept from frame to frame, so that its colours do not flicker
@@ -66,7 +67,7 @@ def run(run_dir: Path, path: str, out: Path, mode: str = "colour", config: Confi
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with all_threads(), Progress(*columns, console=console) as progress, sink as take:
+    with Progress(*columns, console=console) as progress, sink as take:
         task = progress.add_task(f"render {path} ({mode})", total=num_frames)
         for frame in range(num_frames):
             rendered = _frame(checkpoint.model, cameras, frame, settings)
@@ -152,6 +153,7 @@ def _frame(model: Any, path: CameraPath, frame: int, settings: Config) -> Render
         0,
         rays_per_chunk=chunk_rays(settings.eval.chunk_samples, settings.sampler.max_samples),
         lod_blend=settings.render.lod_blend,
+        workers=available_cores(),
     )
 
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 from inf_nerf.scene.scene import Scene
-from inf_nerf.train.evaluation import View, evaluate, fit_appearance, level_share, level_target, right_half, work
+from inf_nerf.train.appearance import fit_appearance
+from inf_nerf.train.evaluation import View, evaluate, level_share, level_target, right_half, work
 from inf_nerf.train.metrics import psnr
 from tests.plane_scene import PlaneModel, as_checkpoint, plane_photo, plane_scene
 
@@ -53,17 +54,16 @@ def test_right_half_recovers_the_exposure_that_plain_cannot_know() -> None:
     assert result["colour_corrected"]["psnr0"] > 38
 
 
-def test_fit_starts_from_the_mean_leaves_no_trace_and_ends_frozen_or_not_as_before() -> None:
+def test_fit_finds_the_exposure_and_leaves_no_trace() -> None:
     scene, model = plane_scene(), PlaneModel(6)
     target, counted = level_target(reader(scene, OFFSET)(4)[0], None, scene.cameras, 4, 0)
     before = model.appearance.clone()
     start = torch.zeros(3)
-    found = fit_appearance(model, scene.cameras, 4, target, counted, config(), start=start)
+    found = fit_appearance(model, scene.cameras, 4, target, counted, config().eval, start=start)
     torch.testing.assert_close(found, OFFSET, atol=5e-3, rtol=0)
     assert torch.equal(model.appearance, before)
     assert torch.equal(start, torch.zeros(3))
     assert not found.requires_grad
-    assert model.field.flags == [False, True]
     assert sum(model.calls) == 120 * 128
 
 
@@ -74,7 +74,7 @@ def test_fit_looks_only_at_counted_pixels_of_the_left_half() -> None:
     spoilt[:, 20:] = 0.0
     spoilt[:10] = 1.0
     partly[:10] = False
-    found = fit_appearance(model, scene.cameras, 4, spoilt, partly, config(), start=torch.zeros(3))
+    found = fit_appearance(model, scene.cameras, 4, spoilt, partly, config().eval, start=torch.zeros(3))
     torch.testing.assert_close(found, OFFSET, atol=5e-3, rtol=0)
 
 
@@ -88,6 +88,16 @@ def test_right_half_shares_no_pixel_with_the_left() -> None:
         assert (crop.left - 1) * 595 < (595 // 2) * width
         assert crop.right == width
     assert right_half(scene.cameras, 0, 9) is None
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_fields_are_frozen_while_evaluated_and_threads_change_nothing(workers: int) -> None:
+    scene, model = plane_scene(), PlaneModel(6)
+    before = torch.get_num_threads()
+    result = evaluate(as_checkpoint(scene, model), config(), reader(scene, OFFSET), workers=workers)
+    assert model.field.flags == [False, True]
+    assert torch.get_num_threads() == before
+    assert result == evaluate(as_checkpoint(scene, PlaneModel(6)), config(), reader(scene, OFFSET))
 
 
 def test_two_evaluations_are_byte_identical_and_hold_the_documented_keys() -> None:
