@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -43,7 +44,11 @@ def run(run_dir: Path, config: Config | None = None, checkpoint: Path | None = N
         require_test_photos(loaded.scene)
         result = _evaluate(run_dir, loaded, settings, console, key)
     else:
-        console.print(f"Checkpoint and settings are those of {run_dir / RESULT}, which is used again.")
+        console.print(
+            f"Checkpoint and settings are those of {run_dir / RESULT}, which is used again.",
+            markup=False,
+            soft_wrap=True,
+        )
     console.print(table(result))
     return result
 
@@ -96,7 +101,7 @@ def _evaluate(run_dir: Path, loaded: Checkpoint, settings: Config, console: Cons
     rows: list[SheetRow] = []
 
     def keep(view: View) -> None:
-        progress.update(task, description=f"eval {view.name} {view.scores.psnr:.2f} dB")
+        progress.update(task, description=escape(f"eval {view.name} {view.scores.psnr:.2f} dB"))
         if view.name in shown:
             caption = f"{view.name}   PSNR {view.scores.psnr:.2f} dB   SSIM {view.scores.ssim:.3f}"
             rows.append(SheetRow(caption, view.photo, view.rendered.rgb, view.rendered.level))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from inf_nerf.config import Config
@@ -68,7 +69,7 @@ def run(run_dir: Path, path: str, out: Path, mode: str = "colour", config: Confi
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress, sink as take:
-        task = progress.add_task(f"render {path} ({mode})", total=num_frames)
+        task = progress.add_task(escape(f"render {path} ({mode})"), total=num_frames)
         for frame in range(num_frames):
             rendered = _frame(checkpoint.model, cameras, frame, settings)
             take(painter(rendered))
@@ -77,12 +78,14 @@ def run(run_dir: Path, path: str, out: Path, mode: str = "colour", config: Confi
     summary = figures.summary()
     beside = out / "frames.json" if is_folder else out.with_name(f"{out.stem}_frames.json")
     write_atomic(beside, json.dumps(summary, indent=1, sort_keys=True) + "\n")
-    console.print(f"Wrote {out} ({num_frames} frames of {width} x {height}) and {beside}.")
+    kind = f"{num_frames} frames of {width} x {height}" if num_frames > 1 else f"{width} x {height}"
+    console.print(f"Wrote {out} ({kind}) and {beside}.", markup=False, highlight=False, soft_wrap=True)
     if num_frames > 1:
         console.print(
             f"Mean absolute difference of consecutive frames: median {summary['median_difference']:.4f}, largest "
             f"{summary['max_difference']:.4f} ({summary['max_to_median']:.2f} times the median); nodes touched: "
-            f"{min(summary['nodes_touched'])} to {max(summary['nodes_touched'])} of {octree.num_nodes + 1}."
+            f"{min(summary['nodes_touched'])} to {max(summary['nodes_touched'])} of {octree.num_nodes + 1}.",
+            highlight=False,
         )
     return summary
 
