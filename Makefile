@@ -25,7 +25,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; install one or name it: make PYTHON=..." >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing into $(VENV); the first time this downloads about 1 GB and takes some minutes."
+	@echo "Installing into $(VENV); the first time this takes some minutes, most of them for torch."
 	$(if $(strip $(TORCH)),$(PIP) $(TORCH))
 	$(PIP) -e ".[dev]"
 	@touch $@

@@ -358,3 +358,28 @@ def test_a_signal_saves_and_ends_the_run_as_killed_and_the_same_command_continue
         assert run.data.tags["checkpoint.path"] == str(newest)
         run_ids.append(run.info.run_id)
     assert run_ids[0] == run_ids[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_demo_makes_its_pictures_and_uses_them_again(tmp_path: Path) -> None:
+    """The demo as it is, on a smaller city and with a smaller model."""
+    overrides = [*TINY, "train.num_workers=0", "train.steps=20", "render.frames=2"]
+    program = (
+        "import sys; from pathlib import Path; from pipelines import demo; "
+        "from inf_nerf.scene.city.folder import CityParameters; "
+        "sys.exit(demo.run(Path('demo'), sys.argv[1:], CityParameters(blocks=1, photos=12, size=48)))"
+    )
+    command = [sys.executable, "-c", program, *overrides]
+    first, second = (
+        subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+        for _ in range(2)
+    )
+    assert first.returncode == 0, first.stdout + first.stderr
+    for line in first.stdout[first.stdout.index("Pictures") :].splitlines():
+        named = line.split("   ")[0].strip()
+        if named.startswith("demo/"):
+            assert (tmp_path / named).stat().st_size > 0, line
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert second.stdout.count("is there and used again") == 3
+    assert "already trained" in second.stdout
