@@ -68,6 +68,7 @@ class FieldConfig(Section):
     hidden_color: Count = 64
     geo_features: Count = 15
     appearance_dim: Annotated[int, Field(ge=0)] = 32
+    initial_density: Positive = 10.0  # per scene unit: haze that a thin slab of ground shows through
 
 
 class SamplerConfig(Section):
@@ -79,10 +80,10 @@ class SamplerConfig(Section):
     tree_samples: tuple[Count, Count, Count] = (192, 96, 48)
     background_samples: Annotated[int, Field(ge=0)] = 8
     occupancy_res: Annotated[int, Field(ge=4, le=256)] = 32  # cells of a node's grid per side
-    occupancy_threshold: Positive = 0.02  # opacity over one step below which a cell is empty
+    occupancy_threshold: Positive = 0.1  # optical depth of a cell below which it is empty
     occupancy_every: Count = 16
-    occupancy_warmup: Annotated[int, Field(ge=0)] = 256  # steps in which everything counts as occupied
-    warmup_samples: Count = 192  # candidate steps of one ray until then
+    occupancy_warmup: Annotated[int, Field(ge=0)] = 128  # steps in which everything counts as occupied
+    target_samples: Positive = 24.0  # mean per ray in training; steps are lengthened while more would be asked
     occupancy_decay: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 
@@ -144,7 +145,7 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """How held-out photos are scored."""
 
-    chunk_samples: Annotated[int, Field(ge=1024)] = 262_144  # candidate samples held at once
+    chunk_samples: Annotated[int, Field(ge=1024)] = 4_194_304  # candidate samples held at once
     right_half: bool = True
     appearance_steps: Annotated[int, Field(ge=0)] = 100
     appearance_rays: Count = 1024

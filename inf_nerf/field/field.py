@@ -52,6 +52,8 @@ class Field:
         self._padding = -given % PADDED_TO
         self.colour_sizes = (given + self._padding, hidden, hidden, 3)
 
+        self._density_bias = math.log(config.initial_density)
+
         num_nodes = len(keys)
         self.tables = _leaf((num_nodes, self.spec.num_entries, self.spec.features_per_level), device)
         self.density_weights = _leaf((num_nodes, num_weights(self.density_sizes)), device)
@@ -86,7 +88,7 @@ class Field:
         bounds = self._bounds(node)
         features = self.encoder(self.spec, self.tables, xyz, node)  # [Q, L * F]
         raw = self._mlp(self.density_weights, features, bounds, self.density_sizes)  # [Q, 1 + G]
-        return trunc_exp(raw[:, 0]), raw[:, 1:]
+        return trunc_exp(raw[:, 0] + self._density_bias), raw[:, 1:]
 
     def colour(
         self,

@@ -36,9 +36,13 @@ class Occupancy:
         i = (xyz * self.resolution).long().clamp_(0, self.resolution - 1)
         return (i[:, 0] * self.resolution + i[:, 1]) * self.resolution + i[:, 2]
 
+    def cell_of(self, xyz: Tensor, node: Tensor) -> Tensor:
+        """Index [Q] into the flat grids of all nodes, of node-local positions [Q, 3] in nodes [Q]."""
+        return node * self.resolution**3 + self.cell(xyz)
+
     def contains(self, xyz: Tensor, node: Tensor) -> Tensor:
         """Whether node-local positions [Q, 3] lie in occupied cells of their nodes [Q]; bool [Q]."""
-        return self.occupied.view(-1)[node * self.resolution**3 + self.cell(xyz)]
+        return self.occupied.view(-1)[self.cell_of(xyz, node)]
 
     def protect(self, xyz: Tensor, node: Tensor) -> None:
         """Keep the cells around node-local points [P, 3] of nodes [P] occupied whatever the field says."""

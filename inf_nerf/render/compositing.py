@@ -20,7 +20,7 @@ def composite(
     alpha = 1 - exp(-sigma * delta), weight = alpha * prod over earlier samples of (1 - alpha)  (Max 1995, NeRF eq. 3).
     """
     tau = (sigma * delta).double()
-    before = _sum_before(tau, ray, num_rays)
+    before = sum_before(tau, ray, num_rays)
     weights = torch.exp(-before) * -torch.expm1(-tau)
     total = tau.new_zeros(num_rays).index_add(0, ray, tau)
     return weights.to(sigma.dtype), torch.exp(-total).to(sigma.dtype)
@@ -51,12 +51,12 @@ def distortion(
     2 sum_i w_i (m_i * sum_{j<i} w_j - sum_{j<i} w_j m_j).
     """
     w, m = weights.double(), middle.double()
-    pairs = 2 * w * (m * _sum_before(w, ray, num_rays) - _sum_before(w * m, ray, num_rays))
+    pairs = 2 * w * (m * sum_before(w, ray, num_rays) - sum_before(w * m, ray, num_rays))
     own = w.square() * width.double() / 3
     return w.new_zeros(num_rays).index_add(0, ray, pairs + own).to(weights.dtype)
 
 
-def _sum_before(values: Tensor, ray: Tensor, num_rays: int) -> Tensor:
+def sum_before(values: Tensor, ray: Tensor, num_rays: int) -> Tensor:
     """Sum over the earlier samples of the same ray, [Q] float64."""
     if values.numel() == 0:
         return values

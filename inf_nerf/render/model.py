@@ -71,6 +71,7 @@ class Model:
         # background must not explain what it should have hit
         self.solid_ground = solid_ground
         self.empty_space = EmptySpace(octree, self.occupancy)
+        self.candidates = 96.0  # steps across the cube in training, adapted to sampler.target_samples
 
     @property
     def background(self) -> int:
@@ -97,7 +98,13 @@ class Model:
         sampler, px = self.config.sampler, self.config.octree.footprint_px
         if sampler.kind == "tree":
             return sample_tree(rays, self.octree, self.density, sampler, px, generator)
-        return march(rays, self.octree, self.occupancy, self.empty_space, sampler, px, generator)
+        if generator is None:
+            return march(rays, self.octree, self.occupancy, self.empty_space, sampler, px, None, sampler.max_samples)
+        samples = march(rays, self.octree, self.occupancy, self.empty_space, sampler, px, generator, self.candidates)
+        # while the haze is thick, longer steps keep the cost of a batch about constant
+        change = sampler.target_samples * len(rays) / max(1, len(samples))
+        self.candidates = min(sampler.max_samples, max(32.0, self.candidates * min(1.1, max(0.9, change))))
+        return samples
 
     def render(
         self,

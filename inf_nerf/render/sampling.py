@@ -19,11 +19,13 @@ from inf_nerf.config import SamplerConfig
 from inf_nerf.field.occupancy import Occupancy
 from inf_nerf.octree.routing import route
 from inf_nerf.octree.topology import Octree
+from inf_nerf.render.compositing import sum_before
 from inf_nerf.render.empty_space import EmptySpace
 from inf_nerf.scene.cameras import Rays
 
 NEAR = 0.02  # a camera inside the cube sees nothing nearer than this, in scene units (the paper: 0.03)
 STEPS_PER_INTERVAL = 8  # fine steps in one interval of the coarse test
+OPAQUE_DEPTH = 20.0  # optical depth by the occupancy grids (an upper estimate) behind which nothing is asked
 FAR = 1e3  # background distances end here, in root half-sides
 
 
@@ -60,8 +62,10 @@ def march(
     config: SamplerConfig,
     footprint_px: float,
     generator: torch.Generator | None,
+    most: float,
 ) -> Samples:
-    """Footprint-long steps through what is not known to be empty.
+    """Footprint-long steps through what is not known to be empty, at most about ``most`` between entering and leaving
+    the cube, up to where the occupancy's optical depths say that nothing more is seen.
 
     With a generator (training) the steps of a ray start at a random phase and each sample's footprint is jittered by
     half an octave either way; without one, both are fixed.
@@ -71,7 +75,6 @@ def march(
     enter, leave, radius = enter[hit], leave[hit], rays.radius[hit] * footprint_px
     # t_k = enter * growth^k, with growth = 1 + step * radius unless that takes too many steps
     octaves = torch.log(leave / enter)
-    most = config.max_samples if occupancy.enabled else config.warmup_samples
     log_growth = torch.maximum(torch.log1p(config.step * radius), octaves / most)
     num_intervals = torch.ceil(octaves / (log_growth * STEPS_PER_INTERVAL)).long().clamp_min_(1)
     log_interval = log_growth * STEPS_PER_INTERVAL
@@ -96,10 +99,15 @@ def march(
     xyz = torch.addcmul(rays.origin[hit][ray], rays.direction[hit][ray], t[:, None])
     footprint = _jitter(t * radius[ray], generator)
     node, foreign = route(octree, xyz, footprint)
-    kept = torch.nonzero(occupancy.contains(octree.to_local(xyz, node), node)).squeeze(1)
-    t, ray = t[kept], ray[kept]
+    cell = occupancy.cell_of(octree.to_local(xyz, node), node)
+    kept = torch.nonzero(occupancy.occupied.view(-1)[cell]).squeeze(1)
     delta = t * torch.expm1(log_growth)[ray]
-    return Samples(hit[ray], t, delta, xyz[kept], footprint[kept], node[kept], foreign[kept])
+    if occupancy.enabled and len(kept):
+        side = 2 * octree.half[node[kept]] / occupancy.resolution
+        depth = occupancy.depth.view(-1)[cell[kept]] / side * delta[kept]
+        kept = kept[sum_before(depth.double(), ray[kept], len(hit)) < OPAQUE_DEPTH]
+    ray = ray[kept]
+    return Samples(hit[ray], t[kept], delta[kept], xyz[kept], footprint[kept], node[kept], foreign[kept])
 
 
 def sample_tree(

@@ -92,6 +92,7 @@ def save_checkpoint(
     state = {
         "generator": base64.b64encode(bytes(work.generator.get_state().tolist())).decode(),
         "reservoir": work.reservoir.state(),
+        "candidates": model.candidates,
     }
     _write(partial, f"ranks/{rank}-of-{world}.json", json.dumps(state).encode(), written)
     if rank == 0:
@@ -199,6 +200,7 @@ def restore(work: Work, path: Path) -> None:
         state = json.loads(_verified(path, name, manifest))
         work.generator.set_state(torch.tensor(list(base64.b64decode(state["generator"])), dtype=torch.uint8))
         work.reservoir.restore(state["reservoir"])
+        work.model.candidates = state["candidates"]
     else:
         work.generator.manual_seed(work.generator.initial_seed() + manifest["step"])
 

@@ -47,7 +47,7 @@ def random_occupancy(octree, share=0.1, seed=2):
 
 def run_march(octree, occupancy, rays, generator=None, **settings):
     config = SamplerConfig(**settings)
-    return march(rays, octree, occupancy, EmptySpace(octree, occupancy), config, 1.0, generator)
+    return march(rays, octree, occupancy, EmptySpace(octree, occupancy), config, 1.0, generator, config.max_samples)
 
 
 def test_cube_span_of_a_ray_through_the_centre():
