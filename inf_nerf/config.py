@@ -33,7 +33,9 @@ class SceneConfig(Section):
     format: Literal["auto", "colmap", "transforms"] = "auto"
     images_dir: str = "images"
     masks_dir: str | None = None  # same relative names as the photos, any suffix; black pixels are ignored
-    max_side: Annotated[int, Field(ge=16)] | None = None  # longest side of pyramid level 0 in pixels; None: as photographed
+    max_side: Annotated[int, Field(ge=16)] | None = (
+        None  # longest side of pyramid level 0 in pixels; None: as photographed
+    )
     pyramid_levels: Annotated[int, Field(ge=1, le=12)] = 5
     min_observations: Annotated[int, Field(ge=2)] = 3
     percentile: Annotated[float, Field(ge=0, lt=50)] = 1.0  # points beyond it on either side do not shape the cube
@@ -84,17 +86,17 @@ class SamplerConfig(Section):
     occupancy_every: Count = 16
     occupancy_warmup: Annotated[int, Field(ge=0)] = 128  # steps in which everything counts as occupied
     target_samples: Positive = 24.0  # mean per ray in training; steps are lengthened while more would be asked
-    occupancy_decay: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    occupancy_decay: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of a cell's optical depth from probe to probe
 
 
 class LossConfig(Section):
     """Weights of the losses; zero switches one off."""
 
     lambda_rgb: NonNegative = 1.0
-    lambda_depth: NonNegative = 0.01
-    lambda_sparsity: NonNegative = 0.001
+    lambda_depth: NonNegative = 0.003
+    lambda_sparsity: NonNegative = 0.01
     lambda_consistency: NonNegative = 0.01
-    lambda_regularization: NonNegative = 0.002
+    lambda_regularization: NonNegative = 0.0005
     lambda_appearance: NonNegative = 1e-4
     regularised_nodes: Count = 4  # nodes drawn in a step for the two node losses
     regularised_points: Count = 512  # points drawn in each of them
@@ -212,7 +214,9 @@ class Config(Section):
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def load_config(path: Path | None = None, overrides: Iterable[str] = (), base: Mapping[str, Any] | None = None) -> Config:
+def load_config(
+    path: Path | None = None, overrides: Iterable[str] = (), base: Mapping[str, Any] | None = None
+) -> Config:
     """Read a YAML file of differences and apply ``key=value`` overrides.
 
     ``base`` replaces the defaults, e.g. with the configuration stored in a run.  Raises :class:`InputError` naming the
@@ -285,12 +289,18 @@ def _refuse_unknown(values: Mapping[str, Any], section: type[BaseModel], source:
         field = section.model_fields.get(key)
         dotted = f"{prefix}{key}"
         if field is None:
+            below = value
+            while isinstance(below, Mapping) and below:  # an unknown section is named with its first key
+                key, below = next(iter(below.items()))
+                dotted = f"{dotted}.{key}"
             near = difflib.get_close_matches(dotted, known_keys(), n=1, cutoff=0.3) or known_keys()[:1]
             raise InputError(f"In {source}, the key {dotted!r} is unknown; did you mean {near[0]!r}?")
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             if not isinstance(value, Mapping):
-                raise InputError(f"In {source}, {dotted!r} is a section of keys, but a {type(value).__name__} was found.")
+                raise InputError(
+                    f"In {source}, {dotted!r} is a section of keys, but a {type(value).__name__} was found."
+                )
             _refuse_unknown(value, kind, source, f"{dotted}.")
 
 

@@ -15,13 +15,14 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import ray.train
 import ray.train.torch
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.trainer import GenDataset
 
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
@@ -35,6 +36,7 @@ from inf_nerf.train.reservoir import TileBatches
 from pipelines import evaluate, prepare
 from pipelines.ingest import datasets_for, tile_batches
 from pipelines.progress import TrainingProgress
+from pipelines.ray_session import session_cpus, start_ray
 from pipelines.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -79,7 +81,6 @@ def run(config: Config, run_dir: Path, data_root: Path | None = None, resume: st
         tracker.log_evaluation(evaluate.run(run_dir, config))
         for picture in sorted((run_dir / "pictures").glob("*.png")):
             tracker.log_picture(picture)
-        tracker.log_artifact(run_dir / "config.yaml")
     return 0
 
 
@@ -188,6 +189,7 @@ def _fit_and_follow(config: Config, run_dir: Path, partition: Partition, start: 
 
     metrics = run_dir / "metrics.jsonl"
     _forget_rows_after(metrics, read_manifest(start)["step"] if start is not None else 0)
+    start_ray(session_cpus(config))  # now, because Ray installs a SIGTERM handler of its own
     before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     try:
@@ -232,7 +234,7 @@ def _fit(config: Config, run_dir: Path, partition: Partition, start: Path | None
             failure_config=FailureConfig(max_failures=train.max_failures),
         ),
         torch_config=TorchConfig(timeout_s=int(train.collective_timeout_seconds)),
-        datasets=datasets,
+        datasets=cast(dict[str, GenDataset], datasets),  # local mode takes iterators
         dataset_config=data_config,
     )
     try:

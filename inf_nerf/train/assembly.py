@@ -7,10 +7,10 @@ from inf_nerf.octree.partition import Partition
 from inf_nerf.octree.topology import Octree
 from inf_nerf.render.model import Model
 from inf_nerf.scene.scene import Scene
+from inf_nerf.train.free_space import learn_from_points
 from inf_nerf.train.loop import METRICS, Work
 from inf_nerf.train.losses import NodeLosses
 from inf_nerf.train.optimiser import NodeAdam
-from inf_nerf.train.free_space import learn_from_points
 from inf_nerf.train.reservoir import RayBatch, Reservoir, TileBatches
 from inf_nerf.train.shared_gradients import SharedGradients
 from inf_nerf.train.tracks import Tracks

@@ -168,7 +168,7 @@ def update_occupancy(work: Work) -> None:
     sampler, model, step = work.config.sampler, work.model, work.progress.step
     if sampler.kind != "occupancy" or step % sampler.occupancy_every or step == 0:
         return
-    shares = 8
+    shares = 4
     occupancy, octree = model.occupancy, model.octree
     for node in range(octree.num_nodes):
         seed = (int(octree.keys[node]) * 1_000_003 + step) * 31 + work.config.train.seed
