@@ -126,8 +126,7 @@ def save_checkpoint(
             "occupancy_enabled": model.occupancy.enabled,
             "files": dict(sorted(files.items())),
         }
-        content = {key: value for key, value in manifest.items() if key not in ("seconds", "root")}
-        manifest["digest"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        manifest["digest"] = _digest(manifest)
         write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1))
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
@@ -143,19 +142,23 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint directory, checked for its version and for missing or cut files."""
+    """The manifest of a checkpoint directory, checked for its version and its own hash; files are checked when read."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except FileNotFoundError:
         raise InputError(f"{path} is not a complete checkpoint (it has no {MANIFEST}); name another one.") from None
-    except json.JSONDecodeError:
+    except ValueError:
         raise InputError(
-            f"{path / MANIFEST} is damaged (not JSON); delete {path} to use the checkpoint before."
+            f"{path / MANIFEST} is damaged (not JSON); delete {path} to use the checkpoint before it."
         ) from None
     if manifest.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"{path} has checkpoint format {manifest.get('format_version')}, this version reads {FORMAT_VERSION}; "
             "use the version of inf-nerf that wrote it or train again in another --output-dir."
+        )
+    if manifest.get("digest") != _digest(manifest):
+        raise InputError(
+            f"{path / MANIFEST} is damaged (another hash was saved); delete {path} to use the checkpoint before it."
         )
     return manifest
 
@@ -203,6 +206,12 @@ def restore(work: Work, path: Path) -> None:
         work.model.candidates = state["candidates"]
     else:
         work.generator.manual_seed(work.generator.initial_seed() + manifest["step"])
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """Hash of all that a manifest says but the time taken and where the photos are, which may move."""
+    content = {key: value for key, value in manifest.items() if key not in ("seconds", "root", "digest")}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _open_shared(path: Path, manifest: dict[str, Any]) -> tuple[Scene, Octree, dict[str, Tensor]]:
