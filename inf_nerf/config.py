@@ -78,15 +78,15 @@ class SamplerConfig(Section):
 
     kind: Literal["occupancy", "tree"] = "occupancy"
     step: Positive = 1.0  # step length in footprints
-    max_samples: Count = 512  # candidate steps of one ray inside the root cube
+    max_samples: Count = 512  # most candidate steps from entering to leaving the root cube, skipped ones included
     tree_samples: tuple[Count, Count, Count] = (192, 96, 48)
     background_samples: Annotated[int, Field(ge=0)] = 8
     occupancy_res: Annotated[int, Field(ge=4, le=256)] = 32  # cells of a node's grid per side
-    occupancy_threshold: Positive = 0.1  # optical depth of a cell below which it is empty
+    occupancy_threshold: Positive = 0.8  # density below which a cell is empty, in units of field.initial_density
     occupancy_every: Count = 16
     occupancy_warmup: Annotated[int, Field(ge=0)] = 128  # steps in which everything counts as occupied
-    target_samples: Positive = 24.0  # mean per ray in training; steps are lengthened while more would be asked
-    occupancy_decay: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of a cell's optical depth from probe to probe
+    samples: Positive = 24.0  # mean per ray in training; steps are lengthened while more would be asked
+    occupancy_decay: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of a cell's density from probe to probe
 
 
 class LossConfig(Section):

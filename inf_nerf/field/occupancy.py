@@ -1,9 +1,10 @@
-"""Which cells of a node are worth asking: one coarse grid of optical depths per node.
+"""Which cells of a node are worth asking: one coarse grid of densities per node.
 
-A cell holds a decaying maximum of the optical depth (density times cell side) found at random points inside it; it is
-empty when that falls under a threshold.  Sparse points know more than a young field does: cells around them are
-protected and never empty, and cells that many lines of sight to them cross are free and always empty.  All others count
-as occupied until ``enabled`` is set, because density has to appear before it can be missed.
+A cell holds a decaying maximum of the density found at random points inside it; it is empty when that falls under a
+threshold, which is below the haze that a field starts with, so that what was never trained is not taken for empty.
+Sparse points know more than a young field does: cells around them are protected and never empty, and cells that many
+lines of sight to them cross are free and always empty.  All others count as occupied until ``enabled`` is set, because
+density has to appear before it can be missed.
 """
 
 import torch
@@ -22,14 +23,14 @@ class Occupancy:
         self.threshold = threshold
         self.decay = decay
         self.enabled = False
-        self.depth = torch.zeros(num_nodes, resolution**3, device=device)  # [N, G^3] optical depth of a cell
+        self.density = torch.zeros(num_nodes, resolution**3, device=device)  # [N, G^3] per scene unit
         self.protected = torch.zeros(num_nodes, resolution**3, dtype=torch.bool, device=device)  # [N, G^3]
         self.free = torch.zeros(num_nodes, resolution**3, dtype=torch.bool, device=device)  # [N, G^3]
         self.occupied = torch.ones(num_nodes, resolution**3, dtype=torch.bool, device=device)  # [N, G^3]
 
     @property
     def num_nodes(self) -> int:
-        return self.depth.shape[0]
+        return self.density.shape[0]
 
     def cell(self, xyz: Tensor) -> Tensor:
         """Cell index [Q] of node-local positions [Q, 3] in [0, 1] (x slowest)."""
@@ -53,33 +54,32 @@ class Occupancy:
             self.protected[node[inside], self.cell(near[inside])] = True
 
     @torch.no_grad()
-    def probe(self, field: Field, node: int, side: float, share: int, shares: int, generator: torch.Generator) -> None:
+    def probe(self, field: Field, node: int, share: int, shares: int, generator: torch.Generator) -> None:
         """Measure every ``shares``-th cell of a node (starting at ``share``) at one random point each.
 
-        ``side`` is the node's side in scene units.  The generator must be the same on all ranks that hold the node.
+        The generator must be the same on all ranks that hold the node.
         """
         g = self.resolution
         # a stride coprime to the grid spreads each share over the whole cube
-        cells = torch.arange(share, g**3, shares, device=self.depth.device) * 48_271 % g**3
+        cells = torch.arange(share, g**3, shares, device=self.density.device) * 48_271 % g**3
         corner = torch.stack((cells // g**2, cells // g % g, cells % g), 1)
         shift = torch.rand(len(cells), 3, generator=generator).to(corner.device)
         index = torch.full((len(cells),), node, dtype=torch.int64, device=corner.device)
         sigma, _ = field.density((corner + shift) / g, index)
-        found = sigma * (side / g)
-        self.depth[node, cells] = torch.maximum(self.depth[node, cells] * self.decay, found)
+        self.density[node, cells] = torch.maximum(self.density[node, cells] * self.decay, sigma)
 
     def refresh(self) -> None:
         """Recompute which cells are occupied."""
         self.occupied = self.protected | ~self.free
         if self.enabled:
-            self.occupied &= (self.depth > self.threshold) | self.protected
+            self.occupied &= (self.density > self.threshold) | self.protected
 
     def state_of(self, node: int) -> dict[str, Tensor]:
         """Tensors that rebuild one node's grid."""
-        return {"depth": self.depth[node], "protected": self.protected[node], "free": self.free[node]}
+        return {"density": self.density[node], "protected": self.protected[node], "free": self.free[node]}
 
     def load_state(self, node: int, state: dict[str, Tensor]) -> None:
         """Restore one node's grid; call :meth:`refresh` after the last node."""
-        self.depth[node] = state["depth"]
+        self.density[node] = state["density"]
         self.protected[node] = state["protected"]
         self.free[node] = state["free"]

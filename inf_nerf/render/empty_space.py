@@ -21,7 +21,7 @@ class EmptySpace:
     """Pyramid of scene grids, finest first: [S, S, S] bool with S = 128, 64, ..., 4."""
 
     def __init__(self, octree: Octree, occupancy: Occupancy) -> None:
-        scene = torch.zeros(FINEST, FINEST, FINEST, device=occupancy.depth.device)
+        scene = torch.zeros(FINEST, FINEST, FINEST, device=occupancy.density.device)
         for level in range(octree.num_levels):
             _merge_level(scene, octree, occupancy, level)
         pyramid = [scene[None, None]]

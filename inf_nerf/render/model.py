@@ -17,7 +17,14 @@ from inf_nerf.octree.routing import blend_neighbour, route
 from inf_nerf.octree.topology import BACKGROUND_KEY, Octree
 from inf_nerf.render.compositing import along_rays, composite
 from inf_nerf.render.empty_space import EmptySpace
-from inf_nerf.render.sampling import Samples, cube_span, march, sample_background, sample_tree
+from inf_nerf.render.sampling import (
+    Samples,
+    cube_span,
+    march,
+    routed_radius,
+    sample_background,
+    sample_tree,
+)
 from inf_nerf.scene.cameras import Rays
 
 OPAQUE = 1e-3  # transmittance below which nothing behind is looked at
@@ -60,7 +67,11 @@ class Model:
         self.field = Field(config.field, keys, config.train.seed, device)
         sampler = config.sampler
         self.occupancy = Occupancy(
-            octree.num_nodes, sampler.occupancy_res, sampler.occupancy_threshold, sampler.occupancy_decay, device
+            octree.num_nodes,
+            sampler.occupancy_res,
+            sampler.occupancy_threshold * config.field.initial_density,
+            sampler.occupancy_decay,
+            device,
         )
         self.appearance = nn.Parameter(torch.zeros(num_photos, config.field.appearance_dim, device=device))
         self.train_photos = torch.tensor(train_photos, device=device)
@@ -71,7 +82,7 @@ class Model:
         # background must not explain what it should have hit
         self.solid_ground = solid_ground
         self.empty_space = EmptySpace(octree, self.occupancy)
-        self.candidates = 96.0  # steps across the cube in training, adapted to sampler.target_samples
+        self.steps_across = 96.0  # of a ray through the cube; training adapts it to sampler.samples
 
     @property
     def background(self) -> int:
@@ -95,15 +106,17 @@ class Model:
 
     def sample(self, rays: Rays, generator: torch.Generator | None) -> Samples:
         """Foreground samples by the configured sampler."""
-        sampler, px = self.config.sampler, self.config.octree.footprint_px
+        sampler = self.config.sampler
+        radius = routed_radius(rays, self.config.octree.footprint_px, generator)
         if sampler.kind == "tree":
-            return sample_tree(rays, self.octree, self.density, sampler, px, generator)
-        if generator is None:
-            return march(rays, self.octree, self.occupancy, self.empty_space, sampler, px, None, sampler.max_samples)
-        samples = march(rays, self.octree, self.occupancy, self.empty_space, sampler, px, generator, self.candidates)
-        # while the haze is thick, longer steps keep the cost of a batch about constant
-        change = sampler.target_samples * len(rays) / max(1, len(samples))
-        self.candidates = min(sampler.max_samples, max(32.0, self.candidates * min(1.1, max(0.9, change))))
+            return sample_tree(rays, self.octree, self.density, sampler, radius, generator)
+        samples = march(
+            rays, self.octree, self.occupancy, self.empty_space, sampler, radius, generator, self.steps_across
+        )
+        if generator is not None:
+            # while little is known to be empty, longer steps keep the cost of a batch about constant
+            change = sampler.samples * len(rays) / max(1, len(samples))
+            self.steps_across = min(sampler.max_samples, max(32.0, self.steps_across * min(1.1, max(0.9, change))))
         return samples
 
     def render(

@@ -4,8 +4,9 @@ Letters: R rays, C coarse intervals, Q samples.  Distances run along unit direct
 distance because a footprint does: a step is ``sampler.step`` footprints long.  Nothing is sampled before a ray enters
 the root cube [-1, 1]^3, and the background answers only after it has left.
 
-Two samplers share one result: ``march`` skips empty space with occupancy grids, ``sample_tree`` is the paper's
-192 -> 96 -> 48 resampling by the density of the octree itself.
+Two samplers share one result.  ``march`` skips empty space with occupancy grids; ``sample_tree`` is the paper's
+192 -> 96 -> 48 resampling by the density of the octree itself.  Level-of-detail jitter is drawn once per ray, so that
+all passes over it are answered by the same levels.
 """
 
 import math
@@ -25,7 +26,7 @@ from inf_nerf.scene.cameras import Rays
 
 NEAR = 0.02  # a camera inside the cube sees nothing nearer than this, in scene units (the paper: 0.03)
 STEPS_PER_INTERVAL = 8  # fine steps in one interval of the coarse test
-OPAQUE_DEPTH = 20.0  # optical depth by the occupancy grids (an upper estimate) behind which nothing is asked
+OPAQUE_DEPTH = 12.0  # optical depth by the occupancy grids (an upper estimate) behind which nothing is asked
 FAR = 1e3  # background distances end here, in root half-sides
 
 
@@ -60,33 +61,32 @@ def march(
     occupancy: Occupancy,
     empty_space: EmptySpace,
     config: SamplerConfig,
-    footprint_px: float,
+    radius: Tensor,  # [R] footprint per unit distance as routed: see `routed_radius`
     generator: torch.Generator | None,
     most: float,
 ) -> Samples:
-    """Footprint-long steps through what is not known to be empty, at most about ``most`` between entering and leaving
-    the cube, up to where the occupancy's optical depths say that nothing more is seen.
+    """Steps through what is not known to be empty, up to where the occupancy says that nothing more is seen.
 
-    With a generator (training) the steps of a ray start at a random phase and each sample's footprint is jittered by
-    half an octave either way; without one, both are fixed.
+    A step is ``config.step`` footprints long, or longer where there would be more than about ``most`` of them between
+    entering and leaving the cube.  With a generator (training) the steps of a ray start at a random phase.
     """
     enter, leave = cube_span(rays)
     hit = torch.nonzero(leave > enter).squeeze(1)
-    enter, leave, radius = enter[hit], leave[hit], rays.radius[hit] * footprint_px
+    enter, leave, radius = enter[hit], leave[hit], radius[hit]
+    origin, direction = rays.origin[hit], rays.direction[hit]
     # t_k = enter * growth^k, with growth = 1 + step * radius unless that takes too many steps
     octaves = torch.log(leave / enter)
     log_growth = torch.maximum(torch.log1p(config.step * radius), octaves / most)
-    num_intervals = torch.ceil(octaves / (log_growth * STEPS_PER_INTERVAL)).long().clamp_min_(1)
     log_interval = log_growth * STEPS_PER_INTERVAL
-    phase = _uniform(len(hit), generator, rays.origin)  # of a step, shifts all samples of the ray
+    num_intervals = torch.ceil(octaves / log_interval).long().clamp_min_(1)
+    phase = uniform(len(hit), generator, origin)  # of a step, shifts all samples of the ray
 
     ray = torch.repeat_interleave(torch.arange(len(hit), device=hit.device), num_intervals)  # [C]
     first = torch.cumsum(num_intervals, 0) - num_intervals
     k = (torch.arange(len(ray), device=hit.device) - first[ray]).float()
     begin = enter[ray] * torch.exp(log_interval[ray] * k)
     length = begin * torch.expm1(log_interval[ray])
-    middle = begin + 0.5 * length
-    position = torch.addcmul(rays.origin[hit][ray], rays.direction[hit][ray], middle[:, None])
+    position = torch.addcmul(origin[ray], direction[ray], (begin + 0.5 * length)[:, None])
     keep = torch.nonzero(empty_space.may_hold(position, length)).squeeze(1)
     ray, begin = ray[keep], begin[keep]
 
@@ -96,18 +96,22 @@ def march(
     ray = ray.repeat_interleave(STEPS_PER_INTERVAL)
     inside = torch.nonzero(t < leave[ray]).squeeze(1)
     t, ray = t[inside], ray[inside]
-    xyz = torch.addcmul(rays.origin[hit][ray], rays.direction[hit][ray], t[:, None])
-    footprint = _jitter(t * radius[ray], generator)
+    delta = t * torch.expm1(log_growth)[ray]
+    xyz = torch.addcmul(origin[ray], direction[ray], t[:, None])
+    footprint = t * radius[ray]
     node, foreign = route(octree, xyz, footprint)
     cell = occupancy.cell_of(octree.to_local(xyz, node), node)
     kept = torch.nonzero(occupancy.occupied.view(-1)[cell]).squeeze(1)
-    delta = t * torch.expm1(log_growth)[ray]
     if occupancy.enabled and len(kept):
-        side = 2 * octree.half[node[kept]] / occupancy.resolution
-        depth = occupancy.depth.view(-1)[cell[kept]] / side * delta[kept]
+        depth = occupancy.density.view(-1)[cell[kept]] * delta[kept]
         kept = kept[sum_before(depth.double(), ray[kept], len(hit)) < OPAQUE_DEPTH]
-    ray = ray[kept]
-    return Samples(hit[ray], t[kept], delta[kept], xyz[kept], footprint[kept], node[kept], foreign[kept])
+    return Samples(hit[ray[kept]], t[kept], delta[kept], xyz[kept], footprint[kept], node[kept], foreign[kept])
+
+
+def routed_radius(rays: Rays, footprint_px: float, generator: torch.Generator | None) -> Tensor:
+    """Footprint per unit distance [R]; with a generator jittered by half an octave either way, once per ray."""
+    radius = rays.radius * footprint_px
+    return radius if generator is None else radius * torch.exp2(uniform(len(rays), generator, radius) - 0.5)
 
 
 def sample_tree(
@@ -115,7 +119,7 @@ def sample_tree(
     octree: Octree,
     density: Callable[[Tensor, Tensor], Tensor],
     config: SamplerConfig,
-    footprint_px: float,
+    radius: Tensor,  # [R] footprint per unit distance as routed
     generator: torch.Generator | None,
 ) -> Samples:
     """The paper's sampler: 192 samples, linear to distance 1 and in disparity beyond, resampled twice by the weights
@@ -123,12 +127,12 @@ def sample_tree(
     """
     enter, leave = cube_span(rays)
     hit = torch.nonzero(leave > enter).squeeze(1)
-    origin, direction, radius = rays.origin[hit], rays.direction[hit], rays.radius[hit] * footprint_px
+    origin, direction, radius = rays.origin[hit], rays.direction[hit], radius[hit]
     low, high = _warp(enter[hit]), _warp(leave[hit])
     first, *later = config.tree_samples
     edges = torch.linspace(0, 1, first + 1, device=origin.device).expand(len(hit), -1)
     if generator is not None:
-        edges = edges + (_uniform(len(hit), generator, origin) - 0.5)[:, None] / first
+        edges = edges + (uniform(len(hit), generator, origin) - 0.5)[:, None] / first
         edges = edges.clamp(0, 1)
     for count in later:
         bounds = _unwarp(low[:, None] + (high - low)[:, None] * edges)
@@ -143,7 +147,7 @@ def sample_tree(
     t, delta = (0.5 * (bounds[:, 1:] + bounds[:, :-1])).reshape(-1), bounds.diff(dim=1).reshape(-1)
     ray = torch.arange(len(hit), device=hit.device).repeat_interleave(edges.shape[1] - 1)
     xyz = torch.addcmul(origin[ray], direction[ray], t[:, None])
-    footprint = _jitter(t * radius[ray], generator)
+    footprint = t * radius[ray]
     node, foreign = route(octree, xyz, footprint)
     return Samples(hit[ray], t, delta, xyz, footprint, node, foreign)
 
@@ -162,7 +166,7 @@ def sample_background(
 ) -> BackgroundSamples:
     """Samples uniform in disparity from the cube's surface (or the camera, where a ray misses the cube) to infinity."""
     start = leave[which].clamp_min(0.5)[:, None]
-    u = (torch.arange(count, device=which.device) + _uniform(len(which), generator, rays.origin)[:, None]) / count
+    u = (torch.arange(count, device=which.device) + uniform(len(which), generator, rays.origin)[:, None]) / count
     t = torch.clamp_max(start / (1 - u).clamp_min(1e-6), FAR)  # [R', B]
     xyz = rays.origin[which][:, None] + rays.direction[which][:, None] * t[..., None]
     delta = torch.full_like(t, 8.0 / count)
@@ -176,14 +180,8 @@ def contract(xyz: Tensor) -> Tensor:
     return xyz * ((2 - 1 / norm) / norm)
 
 
-def _jitter(footprint: Tensor, generator: torch.Generator | None) -> Tensor:
-    if generator is None:
-        return footprint
-    u = torch.rand(len(footprint), generator=generator, device=generator.device).to(footprint.device)
-    return footprint * torch.exp2(u - 0.5)
-
-
-def _uniform(count: int, generator: torch.Generator | None, like: Tensor) -> Tensor:
+def uniform(count: int, generator: torch.Generator | None, like: Tensor) -> Tensor:
+    """Random numbers [count] in [0, 1), or 0.5 without a generator."""
     if generator is None:
         return torch.full((count,), 0.5, device=like.device)
     return torch.rand(count, generator=generator, device=generator.device).to(like.device)
@@ -205,7 +203,7 @@ def _resample(edges: Tensor, weights: Tensor, count: int, generator: torch.Gener
     cdf[:, -1] = 1.0
     u = torch.linspace(0, 1, count + 1, device=edges.device).expand(len(edges), -1)
     if generator is not None:
-        u = (u + (_uniform(len(edges), generator, edges) - 0.5)[:, None] / count).clamp(0, 1)
+        u = (u + (uniform(len(edges), generator, edges) - 0.5)[:, None] / count).clamp(0, 1)
     index = torch.searchsorted(cdf, u.contiguous(), right=True).clamp(1, cdf.shape[1] - 1)
     low, high = torch.gather(cdf, 1, index - 1), torch.gather(cdf, 1, index)
     share = ((u - low) / (high - low).clamp_min(1e-9)).clamp(0, 1)

@@ -174,7 +174,7 @@ def update_occupancy(work: Work) -> None:
         seed = (int(octree.keys[node]) * 1_000_003 + step) * 31 + work.config.train.seed
         generator = torch.Generator().manual_seed(seed % 2**63)
         share = step // sampler.occupancy_every % shares
-        occupancy.probe(model.field, node, 2 * float(octree.half[node]), share, shares, generator)
+        occupancy.probe(model.field, node, share, shares, generator)
     if step >= sampler.occupancy_warmup:
         occupancy.enabled = True
         occupancy.refresh()

@@ -8,7 +8,7 @@ from inf_nerf.field.occupancy import Occupancy
 from inf_nerf.octree.build import build_octree
 from inf_nerf.octree.routing import route
 from inf_nerf.render.empty_space import EmptySpace
-from inf_nerf.render.sampling import contract, cube_span, march, sample_background, sample_tree
+from inf_nerf.render.sampling import contract, cube_span, march, routed_radius, sample_background, sample_tree
 from inf_nerf.scene.cameras import Rays
 
 MAX_RES = 32
@@ -40,14 +40,23 @@ def full_occupancy(octree):
 def random_occupancy(octree, share=0.1, seed=2):
     occupancy = full_occupancy(octree)
     generator = torch.Generator().manual_seed(seed)
-    occupancy.depth = (torch.rand(occupancy.depth.shape, generator=generator) < share).float()
+    occupancy.density = (torch.rand(occupancy.density.shape, generator=generator) < share).float()
     occupancy.refresh()
     return occupancy
 
 
 def run_march(octree, occupancy, rays, generator=None, **settings):
     config = SamplerConfig(**settings)
-    return march(rays, octree, occupancy, EmptySpace(octree, occupancy), config, 1.0, generator, config.max_samples)
+    return march(
+        rays,
+        octree,
+        occupancy,
+        EmptySpace(octree, occupancy),
+        config,
+        routed_radius(rays, 1.0, generator),
+        generator,
+        config.max_samples,
+    )
 
 
 def test_cube_span_of_a_ray_through_the_centre():
@@ -144,7 +153,7 @@ def test_the_tree_sampler_concentrates_on_a_wall(octree):
     def wall(xyz, footprint):
         return torch.where((xyz[:, 2] - 0.25).abs() < 0.05, 200.0, 0.0)
 
-    samples = sample_tree(rays, octree, wall, SamplerConfig(), 1.0, None)
+    samples = sample_tree(rays, octree, wall, SamplerConfig(), rays.radius, None)
     assert torch.bincount(samples.ray).tolist() == [48] * 20
     assert (samples.delta >= 0).all() and (samples.xyz.abs() <= 1 + 1e-4).all()
     near_wall = ((samples.xyz[:, 2] - 0.3).abs() < 0.05).float().mean()
