@@ -138,7 +138,7 @@ class NodeLosses:
 
 def appearance_prior(appearance: Tensor, photo: Tensor, batch_size: int) -> Tensor:
     """Mean square of the batch's appearance vectors, which keeps them from explaining geometry."""
-    return appearance[photo].square().mean(1).sum() / batch_size
+    return appearance[photo].square().sum() / (batch_size * max(1, appearance.shape[1]))
 
 
 def _density_at(model: Model, node: int, xyz: Tensor) -> Tensor:
