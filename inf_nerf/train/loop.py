@@ -95,7 +95,7 @@ def train(
             {
                 "stop": stop_requested(),
                 "save": work.rank == 0 and time.monotonic() - saved_at >= config.train.save_seconds,
-                "not_finite": not math.isfinite(float(total.detach())),
+                "not_finite": not (math.isfinite(float(total.detach())) and work.gradients.finite()),
                 "seconds": seconds if work.rank == 0 else 0.0,
                 "owned_norm2": work.gradients.owned_norm2() if config.train.grad_clip else 0.0,
             },
@@ -103,7 +103,7 @@ def train(
         )
         if agreed["not_finite"]:
             raise NotFiniteError(
-                f"The loss is not a finite number in step {progress.step + 1}; "
+                f"The loss or its gradient is not a finite number in step {progress.step + 1}; "
                 "lower train.lr_init or set train.grad_clip=1, and resume from the last checkpoint."
             )
         work.gradients.add_up()

@@ -55,6 +55,13 @@ class SharedGradients:
         for part, total in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
             part.copy_(total.view_as(part))
 
+    def finite(self) -> bool:
+        """Whether the gradients of this rank are finite; only the heads' are looked at, since what reaches a table has
+        passed through its head."""
+        touched = self._field.touched
+        heads = (self._field.density_weights.grad, self._field.colour_weights.grad)
+        return all(bool(grad[touched].isfinite().all()) for grad in heads if grad is not None)
+
     def owned_norm2(self) -> float:
         """Squared gradient norm of the nodes that only this rank holds."""
         return self._norm2(self._field.touched & ~self._is_shared)
