@@ -240,5 +240,5 @@ def test_all_ranks_learn_that_one_wants_to_stop(both: Any) -> None:
 def test_loss_that_is_not_finite_on_one_rank_ends_all_of_them_with_nothing_changed(two_ranks: Any) -> None:
     for found in two_ranks:
         message, unchanged = found["poisoned"]
-        assert "not a finite number in step 1" in message
+        assert "not a finite number in step 1;" in message
         assert unchanged
