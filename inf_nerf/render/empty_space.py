@@ -40,7 +40,8 @@ class EmptySpace:
         size = self._sizes[mip]
         cell = ((middle * 0.5 + 0.5) * size[:, None]).long()
         cell = torch.minimum(cell.clamp_min_(0), size[:, None] - 1)
-        return self._flat[self._starts[mip] + (cell[:, 0] * size + cell[:, 1]) * size + cell[:, 2]]
+        held = self._flat[self._starts[mip] + (cell[:, 0] * size + cell[:, 1]) * size + cell[:, 2]]
+        return held | (length > 4 / COARSEST)  # longer than what a widened cell is sure to cover around the middle
 
 
 def _merge_level(scene: Tensor, octree: Octree, occupancy: Occupancy, level: int) -> None:
@@ -58,8 +59,10 @@ def _merge_level(scene: Tensor, octree: Octree, occupancy: Occupancy, level: int
 
 
 def _repeat(grids: Tensor, size: int) -> Tensor:
-    """Enlarge [n, 1, g, g, g] to ``size`` cells so that an occupied cell covers all it overlaps."""
+    """Enlarge [n, 1, g, g, g] to ``size`` >= g cells so that an occupied cell covers all it overlaps."""
     g = grids.shape[-1]
-    if size % g == 0:
-        return F.interpolate(grids, size=(size,) * 3, mode="nearest")
-    return F.adaptive_max_pool3d(F.interpolate(grids, scale_factor=size, mode="nearest"), size)
+    cell = torch.arange(size, device=grids.device)
+    first, last = cell * g // size, ((cell + 1) * g - 1) // size  # at most two cells overlap an enlarged one
+    for axis in (2, 3, 4):
+        grids = torch.maximum(grids.index_select(axis, first), grids.index_select(axis, last))
+    return grids
