@@ -77,12 +77,12 @@ class SamplerConfig(Section):
     """Where along a ray the field is asked."""
 
     kind: Literal["occupancy", "tree"] = "occupancy"
-    step: Positive = 1.0  # step length in footprints
-    max_samples: Count = 512  # most candidate steps from entering to leaving the root cube, skipped ones included
+    step: Positive = 1.0  # shortest step in footprints
+    max_samples: Count = 1024  # most candidate steps from entering to leaving the root cube, skipped ones included
     tree_samples: tuple[Count, Count, Count] = (192, 96, 48)
     background_samples: Annotated[int, Field(ge=0)] = 8
     occupancy_res: Annotated[int, Field(ge=4, le=256)] = 32  # cells of a node's grid per side
-    occupancy_threshold: Positive = 0.8  # density below which a cell is empty, in units of field.initial_density
+    occupancy_threshold: Positive = 0.05  # optical depth of a cell below which it is empty
     occupancy_every: Count = 16
     occupancy_warmup: Annotated[int, Field(ge=0)] = 128  # steps in which everything counts as occupied
     samples: Positive = 24.0  # mean per ray in training; steps are lengthened while more would be asked
@@ -94,7 +94,7 @@ class LossConfig(Section):
 
     lambda_rgb: NonNegative = 1.0
     lambda_depth: NonNegative = 0.003
-    lambda_sparsity: NonNegative = 0.01
+    lambda_sparsity: NonNegative = 0.002
     lambda_consistency: NonNegative = 0.01
     lambda_regularization: NonNegative = 0.0005
     lambda_appearance: NonNegative = 1e-4
@@ -147,7 +147,7 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """How held-out photos are scored."""
 
-    chunk_samples: Annotated[int, Field(ge=1024)] = 4_194_304  # candidate samples held at once
+    chunk_samples: Annotated[int, Field(ge=1024)] = 8_388_608  # candidate samples held at once
     right_half: bool = True
     appearance_steps: Annotated[int, Field(ge=0)] = 100
     appearance_rays: Count = 1024

@@ -21,8 +21,8 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.base_trainer import GenDataset
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError

@@ -17,10 +17,15 @@ class Occupancy:
     """Grids of N nodes with G cells per side."""
 
     def __init__(
-        self, num_nodes: int, resolution: int, threshold: float, decay: float, device: torch.device | str = "cpu"
+        self,
+        threshold: Tensor,  # [N] density per scene unit below which a cell of the node is empty
+        resolution: int,
+        decay: float,
+        device: torch.device | str = "cpu",
     ) -> None:
+        num_nodes = len(threshold)
         self.resolution = resolution
-        self.threshold = threshold
+        self.threshold = threshold.to(device)
         self.decay = decay
         self.enabled = False
         self.density = torch.zeros(num_nodes, resolution**3, device=device)  # [N, G^3] per scene unit
@@ -72,7 +77,7 @@ class Occupancy:
         """Recompute which cells are occupied."""
         self.occupied = self.protected | ~self.free
         if self.enabled:
-            self.occupied &= (self.density > self.threshold) | self.protected
+            self.occupied &= (self.density > self.threshold[:, None]) | self.protected
 
     def state_of(self, node: int) -> dict[str, Tensor]:
         """Tensors that rebuild one node's grid."""

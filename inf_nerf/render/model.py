@@ -28,6 +28,7 @@ from inf_nerf.render.sampling import (
 from inf_nerf.scene.cameras import Rays
 
 OPAQUE = 1e-3  # transmittance below which nothing behind is looked at
+UNTRAINED = 0.8  # share of the initial density above which a field may just not have been trained
 INVISIBLE = 1e-4  # weight below which a sample's colour is not computed, outside training
 
 
@@ -46,6 +47,13 @@ class Rendered:
     samples: Samples
     weights: Tensor  # [Q] of the samples
     span: tuple[Tensor, Tensor]  # distances [R] at which rays enter and leave the root cube
+
+
+def empty_density(config: Config, octree: Octree) -> Tensor:
+    """Density [N] below which a node's cell is empty: too thin to be seen across a cell, and thinner than the haze that
+    a field starts with, lest small cells that were never trained be taken for empty."""
+    cell = 2 * octree.half / config.sampler.occupancy_res
+    return (config.sampler.occupancy_threshold / cell).clamp_max(UNTRAINED * config.field.initial_density)
 
 
 class Model:
@@ -67,11 +75,7 @@ class Model:
         self.field = Field(config.field, keys, config.train.seed, device)
         sampler = config.sampler
         self.occupancy = Occupancy(
-            octree.num_nodes,
-            sampler.occupancy_res,
-            sampler.occupancy_threshold * config.field.initial_density,
-            sampler.occupancy_decay,
-            device,
+            empty_density(config, octree), sampler.occupancy_res, sampler.occupancy_decay, device
         )
         self.appearance = nn.Parameter(torch.zeros(num_photos, config.field.appearance_dim, device=device))
         self.train_photos = torch.tensor(train_photos, device=device)
@@ -82,7 +86,7 @@ class Model:
         # background must not explain what it should have hit
         self.solid_ground = solid_ground
         self.empty_space = EmptySpace(octree, self.occupancy)
-        self.steps_across = 96.0  # of a ray through the cube; training adapts it to sampler.samples
+        self.stride = 8.0  # length of a step in shortest steps; training adapts it to sampler.samples
 
     @property
     def background(self) -> int:
@@ -110,13 +114,11 @@ class Model:
         radius = routed_radius(rays, self.config.octree.footprint_px, generator)
         if sampler.kind == "tree":
             return sample_tree(rays, self.octree, self.density, sampler, radius, generator)
-        samples = march(
-            rays, self.octree, self.occupancy, self.empty_space, sampler, radius, generator, self.steps_across
-        )
+        samples = march(rays, self.octree, self.occupancy, self.empty_space, sampler, radius, generator, self.stride)
         if generator is not None:
             # while little is known to be empty, longer steps keep the cost of a batch about constant
-            change = sampler.samples * len(rays) / max(1, len(samples))
-            self.steps_across = min(sampler.max_samples, max(32.0, self.steps_across * min(1.1, max(0.9, change))))
+            change = len(samples) / (sampler.samples * max(1, len(rays)))
+            self.stride = max(1.0, self.stride * min(1.1, max(0.9, change)))
         return samples
 
     def render(

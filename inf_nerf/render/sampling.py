@@ -63,12 +63,13 @@ def march(
     config: SamplerConfig,
     radius: Tensor,  # [R] footprint per unit distance as routed: see `routed_radius`
     generator: torch.Generator | None,
-    most: float,
+    stride: float,
 ) -> Samples:
     """Steps through what is not known to be empty, up to where the occupancy says that nothing more is seen.
 
-    A step is ``config.step`` footprints long, or longer where there would be more than about ``most`` of them between
-    entering and leaving the cube.  With a generator (training) the steps of a ray start at a random phase.
+    A step is ``stride * config.step`` footprints long, or longer where there would be more than about
+    ``config.max_samples`` of them between entering and leaving the cube.  With a generator (training) the steps of a
+    ray start at a random phase.
     """
     enter, leave = cube_span(rays)
     hit = torch.nonzero(leave > enter).squeeze(1)
@@ -76,7 +77,7 @@ def march(
     origin, direction = rays.origin[hit], rays.direction[hit]
     # t_k = enter * growth^k, with growth = 1 + step * radius unless that takes too many steps
     octaves = torch.log(leave / enter)
-    log_growth = torch.maximum(torch.log1p(config.step * radius), octaves / most)
+    log_growth = torch.maximum(torch.log1p(stride * config.step * radius), octaves / config.max_samples)
     log_interval = log_growth * STEPS_PER_INTERVAL
     num_intervals = torch.ceil(octaves / log_interval).long().clamp_min_(1)
     phase = uniform(len(hit), generator, origin)  # of a step, shifts all samples of the ray

@@ -12,7 +12,7 @@ G = 4
 
 
 def grids(num_nodes: int = 2, threshold: float = 0.5, decay: float = 0.5) -> Occupancy:
-    return Occupancy(num_nodes, G, threshold, decay)
+    return Occupancy(torch.full((num_nodes,), threshold), G, decay)
 
 
 class Slope:

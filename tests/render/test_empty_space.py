@@ -23,7 +23,7 @@ def deep_tree() -> Octree:
 
 
 def occupied_at(octree: Octree, resolution: int, share: float, seed: int = 0) -> Occupancy:
-    occupancy = Occupancy(octree.num_nodes, resolution, 0.5, 0.5)
+    occupancy = Occupancy(torch.full((octree.num_nodes,), 0.5), resolution, 0.5)
     generator = torch.Generator().manual_seed(seed)
     occupancy.occupied = torch.rand(occupancy.occupied.shape, generator=generator) < share
     return occupancy

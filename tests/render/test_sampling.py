@@ -32,7 +32,7 @@ def make_rays(count, seed=1, radius=0.004):
 
 
 def full_occupancy(octree):
-    occupancy = Occupancy(octree.num_nodes, 8, 0.01, 0.9)
+    occupancy = Occupancy(torch.full((octree.num_nodes,), 0.01), 8, 0.9)
     occupancy.enabled = True
     return occupancy
 
@@ -55,7 +55,7 @@ def run_march(octree, occupancy, rays, generator=None, **settings):
         config,
         routed_radius(rays, 1.0, generator),
         generator,
-        config.max_samples,
+        1.0,
     )
 
 
