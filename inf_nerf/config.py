@@ -86,7 +86,7 @@ class SamplerConfig(Section):
     occupancy_every: Count = 16
     occupancy_warmup: Annotated[int, Field(ge=0)] = 128  # steps in which everything counts as occupied
     samples: Positive = 24.0  # mean per ray in training; steps are lengthened while more would be asked
-    occupancy_decay: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of a cell's density from probe to probe
+    occupancy_decay: Annotated[float, Field(gt=0, lt=1)] = 0.8  # of a cell's density from probe to probe
 
 
 class LossConfig(Section):

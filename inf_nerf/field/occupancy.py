@@ -13,6 +13,9 @@ from torch import Tensor
 from inf_nerf.field.field import Field
 
 
+POINTS = 4  # probed in a cell at once
+
+
 class Occupancy:
     """Grids of N nodes with G cells per side."""
 
@@ -60,18 +63,21 @@ class Occupancy:
 
     @torch.no_grad()
     def probe(self, field: Field, node: int, share: int, shares: int, generator: torch.Generator) -> None:
-        """Measure every ``shares``-th cell of a node (starting at ``share``) at one random point each.
+        """Measure every ``shares``-th cell of a node (starting at ``share``) that is not free, at a few random points:
+        a surface is much thinner than a cell, and one that every probe misses would be culled.
 
         The generator must be the same on all ranks that hold the node.
         """
         g = self.resolution
         # a stride coprime to the grid spreads each share over the whole cube
         cells = torch.arange(share, g**3, shares, device=self.density.device) * 48_271 % g**3
+        cells = cells[~self.free[node, cells]]
         corner = torch.stack((cells // g**2, cells // g % g, cells % g), 1)
-        shift = torch.rand(len(cells), 3, generator=generator).to(corner.device)
-        index = torch.full((len(cells),), node, dtype=torch.int64, device=corner.device)
-        sigma, _ = field.density((corner + shift) / g, index)
-        self.density[node, cells] = torch.maximum(self.density[node, cells] * self.decay, sigma)
+        shift = torch.rand(POINTS, len(cells), 3, generator=generator).to(corner.device)
+        index = torch.full((POINTS * len(cells),), node, dtype=torch.int64, device=corner.device)
+        sigma, _ = field.density(((corner + shift) / g).view(-1, 3), index)
+        found = sigma.view(POINTS, -1).amax(0)
+        self.density[node, cells] = torch.maximum(self.density[node, cells] * self.decay, found)
 
     def refresh(self) -> None:
         """Recompute which cells are occupied."""
