@@ -20,13 +20,11 @@ from inf_nerf.config import SamplerConfig
 from inf_nerf.field.occupancy import Occupancy
 from inf_nerf.octree.routing import route
 from inf_nerf.octree.topology import Octree
-from inf_nerf.render.compositing import sum_before
 from inf_nerf.render.empty_space import EmptySpace
 from inf_nerf.scene.cameras import Rays
 
 NEAR = 0.02  # a camera inside the cube sees nothing nearer than this, in scene units (the paper: 0.03)
 STEPS_PER_INTERVAL = 8  # fine steps in one interval of the coarse test
-OPAQUE_DEPTH = 12.0  # optical depth by the occupancy grids (an upper estimate) behind which nothing is asked
 FAR = 1e3  # background distances end here, in root half-sides
 
 
@@ -65,7 +63,7 @@ def march(
     generator: torch.Generator | None,
     stride: float,
 ) -> Samples:
-    """Steps through what is not known to be empty, up to where the occupancy says that nothing more is seen.
+    """Steps through what is not known to be empty.
 
     A step is ``stride * config.step`` footprints long, or longer where there would be more than about
     ``config.max_samples`` of them between entering and leaving the cube.  With a generator (training) the steps of a
@@ -103,9 +101,6 @@ def march(
     node, foreign = route(octree, xyz, footprint)
     cell = occupancy.cell_of(octree.to_local(xyz, node), node)
     kept = torch.nonzero(occupancy.occupied.view(-1)[cell]).squeeze(1)
-    if occupancy.enabled and len(kept):
-        depth = occupancy.density.view(-1)[cell[kept]] * delta[kept]
-        kept = kept[sum_before(depth.double(), ray[kept], len(hit)) < OPAQUE_DEPTH]
     return Samples(hit[ray[kept]], t[kept], delta[kept], xyz[kept], footprint[kept], node[kept], foreign[kept])
 
 
