@@ -12,7 +12,6 @@ from torch import Tensor
 
 from inf_nerf.field.field import Field
 
-
 POINTS = 4  # probed in a cell at once
 
 
