@@ -77,7 +77,7 @@ class SamplerConfig(Section):
     """Where along a ray the field is asked."""
 
     kind: Literal["occupancy", "tree"] = "occupancy"
-    step: Positive = 1.0  # shortest step in footprints
+    step: Positive = 0.7  # shortest step in footprints
     max_samples: Count = 1024  # most candidate steps from entering to leaving the root cube, skipped ones included
     tree_samples: tuple[Count, Count, Count] = (192, 96, 48)
     background_samples: Annotated[int, Field(ge=0)] = 8

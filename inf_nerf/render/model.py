@@ -86,7 +86,7 @@ class Model:
         # background must not explain what it should have hit
         self.solid_ground = solid_ground
         self.empty_space = EmptySpace(octree, self.occupancy)
-        self.stride = 8.0  # length of a step in shortest steps; training adapts it to sampler.samples
+        self.steps_across = 96.0  # budget of a ray through the cube; training adapts it to sampler.samples
 
     @property
     def background(self) -> int:
@@ -114,11 +114,13 @@ class Model:
         radius = routed_radius(rays, self.config.octree.footprint_px, generator)
         if sampler.kind == "tree":
             return sample_tree(rays, self.octree, self.density, sampler, radius, generator)
-        samples = march(rays, self.octree, self.occupancy, self.empty_space, sampler, radius, generator, self.stride)
+        samples = march(
+            rays, self.octree, self.occupancy, self.empty_space, sampler, radius, generator, self.steps_across
+        )
         if generator is not None:
             # while little is known to be empty, longer steps keep the cost of a batch about constant
-            change = len(samples) / (sampler.samples * max(1, len(rays)))
-            self.stride = max(1.0, self.stride * min(1.1, max(0.9, change)))
+            change = sampler.samples * len(rays) / max(1, len(samples))
+            self.steps_across = min(sampler.max_samples, max(32.0, self.steps_across * min(1.1, max(0.9, change))))
         return samples
 
     def render(

@@ -24,6 +24,7 @@ from inf_nerf.render.empty_space import EmptySpace
 from inf_nerf.scene.cameras import Rays
 
 NEAR = 0.02  # a camera inside the cube sees nothing nearer than this, in scene units (the paper: 0.03)
+CLOSE = 0.15  # scene units; the step budget of a ray is reckoned from here on
 STEPS_PER_INTERVAL = 8  # fine steps in one interval of the coarse test
 FAR = 1e3  # background distances end here, in root half-sides
 
@@ -61,13 +62,13 @@ def march(
     config: SamplerConfig,
     radius: Tensor,  # [R] footprint per unit distance as routed: see `routed_radius`
     generator: torch.Generator | None,
-    stride: float,
+    most: float,
 ) -> Samples:
     """Steps through what is not known to be empty.
 
-    A step is ``stride * config.step`` footprints long, or longer where there would be more than about
-    ``config.max_samples`` of them between entering and leaving the cube.  With a generator (training) the steps of a
-    ray start at a random phase.
+    A step is ``config.step`` footprints long, or longer where there would be more than about ``most`` of them between
+    entering and leaving the cube (what a camera inside the cube has right before it does not count).  With a generator
+    (training) the steps of a ray start at a random phase.
     """
     enter, leave = cube_span(rays)
     hit = torch.nonzero(leave > enter).squeeze(1)
@@ -75,7 +76,9 @@ def march(
     origin, direction = rays.origin[hit], rays.direction[hit]
     # t_k = enter * growth^k, with growth = 1 + step * radius unless that takes too many steps
     octaves = torch.log(leave / enter)
-    log_growth = torch.maximum(torch.log1p(stride * config.step * radius), octaves / config.max_samples)
+    budgeted = torch.log((leave / enter.clamp_min(CLOSE)).clamp_min(1.01))
+    log_growth = torch.maximum(torch.log1p(config.step * radius), budgeted / most)
+    log_growth = torch.maximum(log_growth, octaves / config.max_samples)
     log_interval = log_growth * STEPS_PER_INTERVAL
     num_intervals = torch.ceil(octaves / log_interval).long().clamp_min_(1)
     phase = uniform(len(hit), generator, origin)  # of a step, shifts all samples of the ray

@@ -92,7 +92,7 @@ def save_checkpoint(
     state = {
         "generator": base64.b64encode(bytes(work.generator.get_state().tolist())).decode(),
         "reservoir": work.reservoir.state(),
-        "stride": model.stride,
+        "steps_across": model.steps_across,
     }
     _write(partial, f"ranks/{rank}-of-{world}.json", json.dumps(state).encode(), written)
     if rank == 0:
@@ -124,7 +124,7 @@ def save_checkpoint(
             "frame": scene.frame.matrix.tolist(),
             "solid_ground": model.solid_ground,
             "occupancy_enabled": model.occupancy.enabled,
-            "stride": model.stride,
+            "steps_across": model.steps_across,
             "files": dict(sorted(files.items())),
         }
         manifest["digest"] = _digest(manifest)
@@ -204,7 +204,7 @@ def restore(work: Work, path: Path) -> None:
         state = json.loads(_verified(path, name, manifest))
         work.generator.set_state(torch.tensor(list(base64.b64decode(state["generator"])), dtype=torch.uint8))
         work.reservoir.restore(state["reservoir"])
-        work.model.stride = state["stride"]
+        work.model.steps_across = state["steps_across"]
     else:
         work.generator.manual_seed(work.generator.initial_seed() + manifest["step"])
 
@@ -250,7 +250,7 @@ def _load_nodes(model: Model, path: Path, manifest: dict[str, Any]) -> None:
         if node < model.octree.num_nodes:
             model.occupancy.load_state(node, _without_prefix(values, "occupancy."))
     model.occupancy.enabled = manifest["occupancy_enabled"]
-    model.stride = manifest["stride"]
+    model.steps_across = manifest["steps_across"]
     model.occupancy.refresh()
     model.occupancy_changed()
 

@@ -55,7 +55,7 @@ def run_march(octree, occupancy, rays, generator=None, **settings):
         config,
         routed_radius(rays, 1.0, generator),
         generator,
-        1.0,
+        config.max_samples,
     )
 
 
