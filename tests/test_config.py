@@ -34,7 +34,7 @@ def test_a_file_holds_only_differences(tmp_path: Path) -> None:
     [
         ("train: {step: 3}", "train.step", "train.steps"),
         ("field: {hidden_colour: 3}", "field.hidden_colour", "field.hidden_color"),
-        ("octre: {num_levels: 3}", "octre", "octree."),
+        ("octre: {num_levels: 3}", "octre.num_levels", "octree.num_levels"),
         ("loss: {lambda_regularisation: 0}", "loss.lambda_regularisation", "loss.lambda_regularization"),
     ],
 )
