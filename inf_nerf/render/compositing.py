@@ -8,6 +8,8 @@ because one running sum spans the whole batch.
 import torch
 from torch import Tensor
 
+OPAQUE_DEPTH = 60.0  # optical depth of one sample beyond which nothing changes: exp(-60) is 1e-26
+
 
 def composite(
     sigma: Tensor,  # [Q] density per scene unit
@@ -18,8 +20,9 @@ def composite(
     """Weights [Q] of the samples and the transmittance [R] left behind the last one.
 
     alpha = 1 - exp(-sigma * delta), weight = alpha * prod over earlier samples of (1 - alpha)  (Max 1995, NeRF eq. 3).
+    Optical depths are capped, since one endless sample would use up the digits of the sum that runs over all rays.
     """
-    tau = (sigma * delta).double()
+    tau = (sigma * delta).double().clamp_max(OPAQUE_DEPTH)
     before = sum_before(tau, ray, num_rays)
     weights = torch.exp(-before) * -torch.expm1(-tau)
     total = tau.new_zeros(num_rays).index_add(0, ray, tau)
