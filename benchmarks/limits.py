@@ -23,7 +23,7 @@ from inf_nerf.field.hash_grid import GridSpec
 ENTRY_BYTES = 8
 CORNERS = 8
 ACCESSES = 1 << 22  # random accesses per thread and measurement
-STREAMED = 1 << 25  # numbers of each of the three arrays of a stream
+STREAMED = 1 << 26  # numbers that are read and written one after the other
 MATRIX = 1536
 ROUNDS = 5
 SIZES = tuple(1 << exponent for exponent in range(15, 27))  # 32 KiB to 64 MiB
@@ -54,10 +54,10 @@ def update(table, places):
 
 
 @njit(nogil=True, cache=True)
-def triad(result, a, b):
-    """result = a + 3 b: two streams in and one out."""
-    for i in range(len(result)):
-        result[i] = a[i] + np.float32(3) * b[i]
+def rewrite(numbers):
+    """Read and write every number, in order."""
+    for i in range(len(numbers)):
+        numbers[i] += np.float32(1)
 
 
 def in_threads(kernel: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> None:
@@ -144,9 +144,9 @@ class Limits:
         return threads * ACCESSES / _seconds(lambda: in_threads(update, arguments))
 
     def _measure_stream(self, threads: int) -> float:
-        arrays = np.ones((3, STREAMED), np.float32)
-        parts = [tuple(part) for part in zip(*(np.array_split(array, threads) for array in arrays))]
-        return arrays.nbytes / _seconds(lambda: in_threads(triad, parts))
+        numbers = np.ones(STREAMED, np.float32)
+        parts = [(part,) for part in np.array_split(numbers, threads)]
+        return 2 * numbers.nbytes / _seconds(lambda: in_threads(rewrite, parts))
 
     def _measure_multiply(self, threads: int) -> float:
         a, b, result = torch.ones(3, MATRIX, MATRIX)

@@ -23,12 +23,12 @@ class Candidate:
     run: Callable[[], object]
     prepare: Callable[[], object] | None = None  # called before every run and not timed
     threads: int | None = None  # where it differs from the case's
-    limit_ms: float | None = None  # where it differs from the case's
+    rounds: int | None = None  # at most, for one that is too slow to wait for
 
 
 @dataclass(frozen=True)
 class Case:
-    """Candidates for the same work; the first one is the reference of the ratios."""
+    """Candidates for the same work; the first one, whose rounds are not limited, is the reference of the ratios."""
 
     row: str
     nodes: int
@@ -48,6 +48,7 @@ class Result:
     median_ms: float
     ratio: float  # to the first candidate of the case; above 1 is slower
     limit_fraction: float | None  # of the machine's limit that was reached; 1 is the limit
+    rounds: int  # that the median is taken over
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,13 @@ def measure(case: Case, effort: Effort, clock: Callable[[], float] = time.perf_c
     try:
         while len(times[0]) < effort.fewest or (len(times[0]) < effort.most and clock() - started < effort.seconds):
             for index in order:
-                times[index].append(_timed(case.candidates[index], case.threads, clock))
+                if len(times[index]) < (case.candidates[index].rounds or effort.most):
+                    times[index].append(_timed(case.candidates[index], case.threads, clock))
             order = order[1:] + order[:1]
     finally:
         gc.enable()
-    medians = [1000 * statistics.median(each) for each in times]
-    return [
-        _result(case, candidate, median, median / medians[0])
-        for candidate, median in zip(case.candidates, medians, strict=True)
-    ]
+    reference = 1000 * statistics.median(times[0])
+    return [_result(case, candidate, each, reference) for candidate, each in zip(case.candidates, times, strict=True)]
 
 
 def _timed(candidate: Candidate, threads: int, clock: Callable[[], float]) -> float:
@@ -102,7 +101,15 @@ def _timed(candidate: Candidate, threads: int, clock: Callable[[], float]) -> fl
         return clock() - started
 
 
-def _result(case: Case, candidate: Candidate, median_ms: float, ratio: float) -> Result:
-    limit = case.limit_ms if candidate.limit_ms is None else candidate.limit_ms
-    fraction = None if limit is None else limit / median_ms
-    return Result(case.row, case.nodes, candidate.threads or case.threads, candidate.name, median_ms, ratio, fraction)
+def _result(case: Case, candidate: Candidate, seconds: list[float], reference_ms: float) -> Result:
+    median_ms = 1000 * statistics.median(seconds)
+    return Result(
+        name=case.row,
+        nodes=case.nodes,
+        threads=candidate.threads or case.threads,
+        candidate=candidate.name,
+        median_ms=median_ms,
+        ratio=median_ms / reference_ms,
+        limit_fraction=None if case.limit_ms is None else case.limit_ms / median_ms,
+        rounds=len(seconds),
+    )

@@ -15,6 +15,7 @@ from torch import Tensor
 from inf_nerf.config import FieldConfig
 from inf_nerf.field.field import Field
 
+TWIN_ROUNDS = 1  # the torch twin is written to be read; one round after the warm-up says how slow it is
 # M -> log2 of a node's table: about as many entries in all, whatever the number of nodes
 TABLES = {1: 19, 8: 17, 64: 14, 512: 11}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from benchmarks.limits import Limits
 from benchmarks.pairing import Candidate, Case
 from benchmarks.torch_loop import TorchLoop
-from benchmarks.workload import Workload, make_field, make_workload
+from benchmarks.workload import TWIN_ROUNDS, Workload, make_field, make_workload
 from inf_nerf.config import TrainConfig
 from inf_nerf.field.field import Field
 from inf_nerf.field.heads import packed_mlp, packed_mlp_reference, segment_bounds, trunc_exp
@@ -27,18 +28,18 @@ def encode(nodes: Sequence[int], threads: Sequence[int], num_rays: int, limits: 
         xyz, node = work.by_node
         packed, twin = make_field(count), make_field(count, "torch")
         loop = TorchLoop.for_workload(packed, work)
-        encoders: list[tuple[str, Callable[[], Tensor]]] = [
-            ("ours", lambda xyz=xyz, node=node, field=packed: _features(field, xyz, node)),
-            ("torch loop", lambda xyz=xyz, work=work, loop=loop: loop.encode(xyz, work.counts)),
-            ("torch twin", lambda xyz=xyz, node=node, field=twin: _features(field, xyz, node)),
+        encoders: list[tuple[str, Callable[[], Tensor], int | None]] = [
+            ("ours", lambda xyz=xyz, node=node, field=packed: _features(field, xyz, node), None),
+            ("torch loop", lambda xyz=xyz, work=work, loop=loop: loop.encode(xyz, work.counts), None),
+            ("torch twin", lambda xyz=xyz, node=node, field=twin: _features(field, xyz, node), TWIN_ROUNDS),
         ]
         upstream = torch.ones(work.num_samples, packed.spec.num_features)
         for used in threads:
             limit = limits.encode_ms(packed.spec, work.num_samples, used)
-            forward = [Candidate(name, _without_gradients(run)) for name, run in encoders]
+            forward = [Candidate(name, _without_gradients(run), rounds=rounds) for name, run, rounds in encoders]
             yield Case("encode_forward", count, used, forward, limit)
             limit = limits.encode_ms(packed.spec, work.num_samples, used, backward=True)
-            backward = [_backward(name, run, upstream, loop) for name, run in encoders]
+            backward = [_backward(name, run, upstream, loop, rounds) for name, run, rounds in encoders]
             yield Case("encode_backward", count, used, backward, limit)
 
 
@@ -55,7 +56,7 @@ def heads(nodes: Sequence[int], threads: Sequence[int], num_rays: int, limits: L
         candidates = [
             Candidate("ours", _heads(packed, features, direction, node)),
             Candidate("torch loop", _loop_heads(loop, features, direction, work)),
-            Candidate("torch twin", _heads(twin, features, direction, node)),
+            Candidate("torch twin", _heads(twin, features, direction, node), rounds=TWIN_ROUNDS),
         ]
         for used in threads:
             limit = limits.multiply_ms(PASSES * 2.0 * weights * work.num_samples, used)
@@ -72,8 +73,8 @@ def adam(nodes: Sequence[int], threads: Sequence[int], limits: Limits) -> Iterat
         optimiser = NodeAdam(TrainConfig(), field, nn.Parameter(torch.zeros(0)))
         candidates = [
             Candidate("ours", lambda optimiser=optimiser: optimiser.step(0.0)),
-            Candidate("torch fused, all nodes", _whole_adam(field, fused=True)),
-            Candidate("torch foreach, all nodes", _whole_adam(field, foreach=True)),
+            Candidate("torch fused, all nodes", _whole_adam(field, "fused")),
+            Candidate("torch foreach, all nodes", _whole_adam(field, "foreach")),
         ]
         for row, every in (("adam", 1), ("adam_sparse", UNTOUCHED)):
             if count < every:
@@ -96,7 +97,9 @@ def _without_gradients(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return inference
 
 
-def _backward(name: str, forward: Callable[[], Tensor], upstream: Tensor, loop: TorchLoop) -> Candidate:
+def _backward(
+    name: str, forward: Callable[[], Tensor], upstream: Tensor, loop: TorchLoop, rounds: int | None
+) -> Candidate:
     features: list[Tensor] = []
 
     def prepare() -> None:
@@ -106,7 +109,7 @@ def _backward(name: str, forward: Callable[[], Tensor], upstream: Tensor, loop: 
     def run() -> None:
         features.pop().backward(upstream)
 
-    return Candidate(name, run, prepare)
+    return Candidate(name, run, prepare, rounds=rounds)
 
 
 def _heads(field: Field, features: Tensor, direction: Tensor, node: Tensor) -> Callable[[], None]:
@@ -132,12 +135,12 @@ def _loop_heads(loop: TorchLoop, features: Tensor, direction: Tensor, work: Work
     return run
 
 
-def _whole_adam(field: Field, **kind: bool) -> Callable[[], None]:
+def _whole_adam(field: Field, kind: Literal["fused", "foreach"]) -> Callable[[], None]:
     leaves = (field.tables, field.density_weights, field.colour_weights)
     parameters = [nn.Parameter(leaf.detach().clone()) for leaf in leaves]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
-    adam = torch.optim.Adam(parameters, lr=1e-2, eps=1e-15, **kind)
+    adam = torch.optim.Adam(parameters, lr=1e-2, eps=1e-15, fused=kind == "fused", foreach=kind == "foreach")
 
     def run() -> None:
         adam.step()

@@ -17,7 +17,7 @@ from benchmarks.limits import CORNERS, gather, in_threads, places, update
 from benchmarks.pairing import Candidate, Case
 from benchmarks.rows.field import PASSES
 from benchmarks.torch_loop import TorchLoop
-from benchmarks.workload import Workload, make_field, make_workload
+from benchmarks.workload import TWIN_ROUNDS, Workload, make_field, make_workload
 from inf_nerf.config import TrainConfig
 from inf_nerf.field.field import Field
 from inf_nerf.field.heads import CHUNK
@@ -64,7 +64,7 @@ def steps(nodes: Sequence[int], threads: Sequence[int], num_rays: int) -> Iterat
                     Candidate("ours", lambda work=work, packed=packed: packed.step(work)),
                     Candidate("torch loop", lambda work=work, loop=loop: loop.step(work)),
                     Candidate("torch loop, table[index]", lambda work=work, loop=indexed: loop.step(work)),
-                    Candidate("torch twin", lambda work=work, twin=twin: twin.step(work)),
+                    Candidate("torch twin", lambda work=work, twin=twin: twin.step(work), rounds=TWIN_ROUNDS),
                 ],
             )
 
