@@ -78,7 +78,6 @@ def measure(case: Case, effort: Effort, clock: Callable[[], float] = time.perf_c
     times: list[list[float]] = [[] for _ in case.candidates]
     order = list(range(len(case.candidates)))
     started = clock()
-    gc.collect()
     gc.disable()
     try:
         while len(times[0]) < effort.fewest or (len(times[0]) < effort.most and clock() - started < effort.seconds):
