@@ -99,10 +99,10 @@ class Floor:
         parts = torch.get_num_threads()
         each = CORNERS * self.samples // parts // 8 * 8
         for table in self.tables:
-            in_threads(gather, [(table, places(len(table), part)[:each]) for part in range(parts)])
+            in_threads(gather, [(table, places(len(table), part, each)) for part in range(parts)])
         levels = [self.tables[part::parts] for part in range(parts)]  # a level's gradient belongs to one thread
         in_threads(self._update, [(owned,) for owned in levels])
 
     def _update(self, tables: list[NDArray[np.float64]]) -> None:
         for table in tables:
-            update(table, places(len(table), 0)[: CORNERS * self.samples])
+            update(table, places(len(table), 0, CORNERS * self.samples))
