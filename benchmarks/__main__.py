@@ -27,7 +27,7 @@ from benchmarks.workload import TABLES
 from inf_nerf.files import write_atomic
 
 RAYS, QUICK_RAYS = 4096, 512
-EFFORT = Effort(seconds=4.0, fewest=3, most=15)
+EFFORT = Effort(seconds=2.5, fewest=3, most=15)
 QUICK_EFFORT = Effort(seconds=0.1, fewest=1, most=3)
 QUICK_NODES = (1, 64)
 COLUMNS = ("row", "nodes", "threads", "candidate", "median ms", "ratio", "of limit")
