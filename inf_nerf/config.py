@@ -60,7 +60,7 @@ class OctreeConfig(Section):
 class FieldConfig(Section):
     """The radiance field of every node."""
 
-    backend: Literal["auto", "torch", "numba", "tinycudann"] = "auto"
+    backend: Literal["auto", "torch", "numba", "triton", "tinycudann"] = "auto"
     num_levels: Count = 16
     features_per_level: Literal[1, 2, 4, 8] = 2
     log2_table_size: Annotated[int, Field(ge=8, le=24)] = 19
