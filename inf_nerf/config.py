@@ -84,7 +84,7 @@ class SamplerConfig(Section):
     occupancy_res: Annotated[int, Field(ge=4, le=256)] = 32  # cells of a node's grid per side
     occupancy_threshold: Positive = 0.05  # optical depth of a cell below which it is empty
     occupancy_every: Count = 16
-    occupancy_warmup: Annotated[int, Field(ge=0)] = 128  # steps in which everything counts as occupied
+    occupancy_warmup: Annotated[int, Field(ge=0)] = 128  # steps in which all counts as occupied; 4 probes at least
     samples: Positive = 24.0  # mean per ray in training; steps are lengthened while more would be asked
     occupancy_decay: Annotated[float, Field(gt=0, lt=1)] = 0.8  # of a cell's density from probe to probe
 

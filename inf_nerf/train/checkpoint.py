@@ -146,11 +146,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint directory, checked for its version and its own hash; files are checked when read."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
+        if not isinstance(manifest, dict):
+            raise ValueError(f"a {type(manifest).__name__} where an object was saved")
     except FileNotFoundError:
         raise InputError(f"{path} is not a complete checkpoint (it has no {MANIFEST}); name another one.") from None
     except ValueError:
         raise InputError(
-            f"{path / MANIFEST} is damaged (not JSON); delete {path} to use the checkpoint before it."
+            f"{path / MANIFEST} is damaged (not a JSON object); delete {path} to use the checkpoint before it."
         ) from None
     if manifest.get("format_version") != FORMAT_VERSION:
         raise InputError(

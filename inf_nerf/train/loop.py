@@ -26,6 +26,9 @@ LOSSES = ("rgb", "depth", "sparsity", "consistency", "regularization", "appearan
 METRICS = ("squared_error", "weight", "rays", "samples", *(f"loss_{name}" for name in LOSSES))
 
 
+PROBE_SHARES = 4  # a probe of occupancy looks at every fourth cell
+
+
 class NotFiniteError(RuntimeError):
     """A loss or gradient is NaN or infinite on some rank; nothing was updated with it."""
 
@@ -168,14 +171,14 @@ def update_occupancy(work: Work) -> None:
     sampler, model, step = work.config.sampler, work.model, work.progress.step
     if sampler.kind != "occupancy" or step % sampler.occupancy_every or step == 0:
         return
-    shares = 4
     occupancy, octree = model.occupancy, model.octree
     for node in range(octree.num_nodes):
         seed = (int(octree.keys[node]) * 1_000_003 + step) * 31 + work.config.train.seed
         generator = torch.Generator().manual_seed(seed % 2**63)
-        share = step // sampler.occupancy_every % shares
-        occupancy.probe(model.field, node, share, shares, generator)
-    if step >= sampler.occupancy_warmup:
+        share = step // sampler.occupancy_every % PROBE_SHARES
+        occupancy.probe(model.field, node, share, PROBE_SHARES, generator)
+    # a cell that was never probed must not be taken for empty
+    if step >= max(sampler.occupancy_warmup, PROBE_SHARES * sampler.occupancy_every):
         occupancy.enabled = True
         occupancy.refresh()
         model.occupancy_changed()

@@ -232,6 +232,7 @@ def version(manifest: Path) -> None:
         (MANIFEST, Path.unlink, "is not a complete checkpoint"),
         (MANIFEST, version, "has checkpoint format 99"),
         (MANIFEST, lambda file: file.write_text(file.read_text()[:200]), "manifest.json is damaged"),
+        (MANIFEST, lambda file: file.write_text("[1, 2]"), "manifest.json is damaged"),
         (MANIFEST, lambda file: file.write_bytes(b"\xff" + file.read_bytes()), "manifest.json is damaged"),
         (MANIFEST, lambda file: file.write_text(file.read_text().replace("tiny", "tina")), "manifest.json is damaged"),
     ],

@@ -199,11 +199,13 @@ def test_clipped_gradients_move_less_in_their_first_moment() -> None:
     assert norms[0] > 10 * norms[1]
 
 
-def test_occupancy_waits_for_its_warmup() -> None:
-    work = tiny_work(tiny_config(sampler={"occupancy_every": 2, "occupancy_warmup": 4})).work
+@pytest.mark.parametrize(("warmup", "last"), [(0, 6), (4, 6), (9, 8)])  # every 2 steps, 4 probes see all cells
+def test_occupancy_waits_for_its_warmup_and_for_every_cell_to_be_probed(warmup: int, last: int) -> None:
+    work = tiny_work(tiny_config(sampler={"occupancy_every": 2, "occupancy_warmup": warmup})).work
     occupancy = work.model.occupancy
     before = occupancy.occupied.clone()
-    for step, enabled in ((0, False), (1, False), (2, False), (3, False), (4, True)):
+    for step in range(last + 3):
+        enabled = step >= last + 2
         work.progress.step = step
         update_occupancy(work)
         assert occupancy.enabled == enabled
