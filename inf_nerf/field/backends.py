@@ -17,6 +17,7 @@ from inf_nerf.field.hash_grid import GridSpec
 
 logger = logging.getLogger(__name__)
 
+RUNS_ON = {"numba": "cpu", "triton": "cuda", "tinycudann": "cuda"}  # torch runs everywhere
 TINYCUDANN_INSTALL = "pip install 'git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch'"
 
 
@@ -51,6 +52,15 @@ def resolve_backend(name: str, device: str | torch.device) -> Encoder:
     if name == "tinycudann":
         return _tinycudann(kind)
     raise InputError(f"field.backend is {name!r}, which is unknown; choose auto, torch, numba, triton or tinycudann.")
+
+
+def portable_backend(name: str, device: str | torch.device) -> str:
+    """The named backend if it is made for that kind of device, else ``auto``.
+
+    For tables that were trained elsewhere: all backends read the same tables, and give the same values within rounding.
+    """
+    kind = torch.device(device).type
+    return name if RUNS_ON.get(name, kind) == kind else "auto"
 
 
 def _numba(kind: str) -> Encoder:

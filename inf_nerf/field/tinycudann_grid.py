@@ -1,9 +1,9 @@
 """The hash grid on CUDA by tinycudann: one launch per node that has samples, on that node's slice of the table.
 
 Same function and conventions as :func:`inf_nerf.field.hash_grid.encode`, float32 only, samples sorted by node.
-tinycudann keeps a grid's numbers level by level, entry by entry, feature by feature, which is a row of our table; so its
-encoding, whose own parameters go unused, is called with a view of that row.  It runs in float32: its default of half
-precision would need a converted copy of every row in every step, and would round gradients where many samples meet.
+tinycudann keeps a grid's numbers level by level, entry by entry, feature by feature, which is a row of our table, so
+its encoding is called with views of the rows, and its own parameters go unused.  It runs in float32: its default of
+half precision would need a converted copy of every row in every step, and would round gradients where samples meet.
 tinycudann fuses a multiplication and an addition that the torch twin rounds apart, and its exp2 is an approximation, so
 positions differ by some 1e-7 of the cube.
 """

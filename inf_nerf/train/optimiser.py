@@ -62,4 +62,6 @@ class NodeAdam:
         for name, parameter in parameters.items():
             entries = {key.split(".", 1)[1]: value for key, value in state.items() if key.startswith(f"{name}.")}
             if entries:
-                self._adam.state[parameter] = {key: value.clone() for key, value in entries.items()}
+                self._adam.state[parameter] = {
+                    key: value.to(parameter.device, copy=True) for key, value in entries.items()
+                }

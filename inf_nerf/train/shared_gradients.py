@@ -31,11 +31,12 @@ class SharedGradients:
     def agree(self, control: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
         """Sum the control values and metrics over ranks, and mark as touched the shared nodes that any rank touched."""
         head = [control.get(name, 0.0) for name in CONTROL] + [metrics.get(name, 0.0) for name in self._metrics]
-        touched = self._field.touched[self._shared].double().cpu()
-        vector = torch.cat((torch.tensor(head, dtype=torch.float64), touched))
+        touched = self._field.touched[self._shared].double()
+        # on the field's device, because NCCL moves nothing else
+        vector = torch.cat((torch.tensor(head, dtype=torch.float64, device=touched.device), touched))
         if distributed():
             dist.all_reduce(vector)
-        self._field.touched[self._shared] = (vector[len(head) :] > 0).to(self._field.touched.device)
+        self._field.touched[self._shared] = vector[len(head) :] > 0
         return dict(zip((*CONTROL, *self._metrics), vector.tolist(), strict=False))
 
     def add_up(self) -> None:
