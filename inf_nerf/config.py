@@ -120,6 +120,7 @@ class TrainConfig(Section):
     batch_size: Count = 65_536  # rays of one step over all workers
     lr_init: Positive = 1e-2
     lr_final: Positive = 1e-4
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the heads' products while training
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     eps: Positive = 1e-15

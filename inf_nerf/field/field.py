@@ -7,6 +7,7 @@ says which nodes' slices of it mean anything, so that an untouched node has no g
 
 import hashlib
 import math
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -78,6 +79,10 @@ class Field:
     def bytes_of(self, index: int) -> int:
         """Bytes of one node's values, without gradients or optimiser state."""
         return sum(leaf[index].numel() * leaf.element_size() for leaf in self._leaves.values())
+
+    def compute_heads_in(self, precision: torch.dtype) -> None:
+        """Products and activations of the heads get this precision from now on; values and gradients stay float32."""
+        self._mlp = partial(packed_mlp, precision=precision)
 
     def density(
         self,

@@ -63,6 +63,16 @@ class SharedGradients:
         heads = (self._field.density_weights.grad, self._field.colour_weights.grad)
         return all(bool(grad[touched].isfinite().all()) for grad in heads if grad is not None)
 
+    def divide(self, scale: float) -> None:
+        """Take a factor on the loss out of the gradients of this rank."""
+        if scale == 1:
+            return
+        for node in torch.nonzero(self._field.touched).squeeze(1).tolist():
+            for gradient in _gradients(self._field, node):
+                gradient.div_(scale)
+        if self._appearance.grad is not None:
+            self._appearance.grad.div_(scale)
+
     def owned_norm2(self) -> float:
         """Squared gradient norm of the nodes that only this rank holds."""
         return self._norm2(self._field.touched & ~self._is_shared)
