@@ -197,8 +197,8 @@ def test_other_precisions_and_scattered_tables_are_refused(grid: Grid) -> None:
 
 
 def test_tables_beyond_32_bit_offsets_are_addressed(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = make_spec(log2_table_size=13)
-    per_node = spec.num_entries * spec.features_per_level
+    spec = make_spec(num_features=1, log2_table_size=13)  # rows, too, are more than 32 bits count
+    per_node = spec.num_entries
     num_nodes = 2**31 // per_node + 2
     shape = (num_nodes, spec.num_entries, spec.features_per_level)
     if grid.device == "cuda":

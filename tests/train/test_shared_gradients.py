@@ -156,7 +156,7 @@ def poisoned(rank: int) -> tuple[str, bool]:
 
 
 def overflowed(rank: int) -> tuple[float, bool, list[Tensor]]:
-    """A float16 step that overflows on rank 1 alone, and one more: the loss scale and whether values are as before after
+    """A float16 step that overflows on rank 1 alone, and one more: the loss scale and whether nothing has changed after
     the first, the values of shared nodes after the second."""
     work = tiny_work(tiny_config(train={"steps": 2, "log_every": 1}), 2, rank).work
     work.model.field.compute_heads_in(torch.float16)
