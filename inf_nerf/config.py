@@ -60,7 +60,7 @@ class OctreeConfig(Section):
 class FieldConfig(Section):
     """The radiance field of every node."""
 
-    backend: Literal["auto", "torch", "numba", "tinycudann"] = "auto"
+    backend: Literal["auto", "torch", "numba", "triton", "tinycudann"] = "auto"
     num_levels: Count = 16
     features_per_level: Literal[1, 2, 4, 8] = 2
     log2_table_size: Annotated[int, Field(ge=8, le=24)] = 19
@@ -120,6 +120,7 @@ class TrainConfig(Section):
     batch_size: Count = 65_536  # rays of one step over all workers
     lr_init: Positive = 1e-2
     lr_final: Positive = 1e-4
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the heads' products while training
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     eps: Positive = 1e-15

@@ -45,7 +45,14 @@ STOP_FILE = "stop"
 POLL_SECONDS = 0.5
 # keys that may differ between the parts of one run: they do not change what is learned
 OPERATIONAL = ("tracking.", "render.", "eval.", "train.num_workers", "train.cpus_per_worker", "train.gpus_per_worker")
-OPERATIONAL += ("train.log_every", "train.save_", "train.keep_", "train.max_failures", "train.collective_")
+OPERATIONAL += (
+    "field.backend",
+    "train.log_every",
+    "train.save_",
+    "train.keep_",
+    "train.max_failures",
+    "train.collective_",
+)
 # keys that --resume may change on purpose, for example to train longer
 RESUMABLE = ("train.", "loss.", "data.", "sampler.")
 

@@ -7,6 +7,7 @@ says which nodes' slices of it mean anything, so that an untouched node has no g
 
 import hashlib
 import math
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -83,6 +84,10 @@ class Field:
     def features(self, xyz: Tensor, node: Tensor) -> Tensor:
         """Features [Q, L * F] of positions [Q, 3] in nodes [Q], for :meth:`density` to start from; no gradients."""
         return self.encoder(self.spec, self.tables, xyz, node)
+
+    def compute_heads_in(self, precision: torch.dtype) -> None:
+        """Products and activations of the heads get this precision from now on; values and gradients stay float32."""
+        self._mlp = partial(packed_mlp, precision=precision)
 
     def density(
         self,

@@ -36,13 +36,16 @@ class GridSpec:
                 f"field.max_res ({self.max_res}) is below field.base_res ({self.base_res}); raise it or lower the base."
             )
 
+    @property
+    def growth(self) -> float:
+        """Ratio of consecutive resolutions, a float32 number; tinycudann's per_level_scale."""
+        steps = self.num_levels - 1
+        return float(np.float32(math.exp(math.log(self.max_res / self.base_res) / steps))) if steps else 1.0
+
     @cached_property
     def scales(self) -> tuple[float, ...]:
         """Cells a side, less one, per level; rounded as tinycudann rounds, in float32 at every operation."""
-        growth = (
-            math.exp(math.log(self.max_res / self.base_res) / (self.num_levels - 1)) if self.num_levels > 1 else 1.0
-        )
-        log2_growth = np.log2(np.float32(growth))
+        log2_growth = np.log2(np.float32(self.growth))
         levels = np.arange(self.num_levels, dtype=np.float32)
         scales = np.exp2(levels * log2_growth) * np.float32(self.base_res) - np.float32(1)
         return tuple(float(scale) for scale in scales)

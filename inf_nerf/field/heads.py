@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = 8192  # rows of one matrix product; larger activations leave the cache
+CHUNK = 8192  # rows of one matrix product on the CPU; larger activations leave the cache
 
 
 def num_weights(sizes: Sequence[int]) -> int:
@@ -37,14 +37,16 @@ def packed_mlp(
     x: Tensor,  # [Q, in], sorted by node
     bounds: Tensor,  # [M + 1] int64
     sizes: Sequence[int],  # widths (in, hidden.., out)
-) -> Tensor:  # [Q, out]
+    precision: torch.dtype | None = None,  # of products and activations; None: that of x
+) -> Tensor:  # [Q, out], as precise as x
     """Apply each node's head to its slice of samples.
 
     Backward adds the gradient of the weights to ``weights.grad`` in place (it is made once if missing), so that a step
     costs nothing for the nodes without samples; ``torch.autograd.grad`` with respect to the weights is not supported.
-    Matrix products are fastest where the widths are multiples of 16.
+    Matrix products are fastest where the widths are multiples of 16.  In float16 a gradient for ``x`` that overflows
+    makes the gradient of the weights NaN, so that looking at the weights finds it.
     """
-    return _PackedMlp.apply(weights, x, bounds.tolist(), tuple(sizes))  # pyright: ignore[reportReturnType]
+    return _PackedMlp.apply(weights, x, bounds.tolist(), tuple(sizes), precision or x.dtype)  # pyright: ignore[reportReturnType]
 
 
 def packed_mlp_reference(weights: Tensor, x: Tensor, bounds: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -60,15 +62,18 @@ def packed_mlp_reference(weights: Tensor, x: Tensor, bounds: Tensor, sizes: Sequ
 
 class _PackedMlp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, x: Tensor, bounds: list[int], sizes: tuple[int, ...]) -> Tensor:
-        nodes, rows = _chunks(bounds)
-        layers = [layer.transpose(1, 2).unbind(0) for layer in layers_of(weights, sizes)]  # [in, out] of every node
+    def forward(
+        ctx: Any, weights: Tensor, x: Tensor, bounds: list[int], sizes: tuple[int, ...], precision: torch.dtype
+    ) -> Tensor:
+        nodes, rows = _chunks(bounds, CHUNK if x.device.type == "cpu" else max(1, len(x)))
+        given, x, used = x.dtype, x.to(precision), weights.to(precision)
+        layers = [layer.transpose(1, 2).unbind(0) for layer in layers_of(used, sizes)]  # [in, out] of every node
         output = x.new_empty(len(x), sizes[-1])
         if any(ctx.needs_input_grad):
             stored = [x.new_empty(len(x), width) for width in sizes[1:-1]]
             hidden = [buffer.split(rows) for buffer in stored]
             ctx.save_for_backward(x, *stored)
-            ctx.weights, ctx.sizes, ctx.nodes, ctx.rows = weights, sizes, nodes, rows
+            ctx.weights, ctx.used, ctx.sizes, ctx.nodes, ctx.rows = weights, used, sizes, nodes, rows
         else:
             scratch = [x.new_empty(max(rows, default=0), width) for width in sizes[1:-1]]
             hidden = [[buffer[:count] for count in rows] for buffer in scratch]
@@ -76,29 +81,33 @@ class _PackedMlp(torch.autograd.Function):
             for layer, buffer in zip(layers[:-1], buffers, strict=True):
                 value = torch.mm(value, layer[node], out=buffer).relu_()
             torch.mm(value, layers[-1][node], out=result)
-        return output
+        return output.to(given)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         needs_weights, needs_x = ctx.needs_input_grad[:2]
         inputs: tuple[Tensor, ...] = ctx.saved_tensors  # what each layer was given: x, then the hidden activations
-        layers = [layer.unbind(0) for layer in layers_of(ctx.weights, ctx.sizes)]
+        layers = [layer.unbind(0) for layer in layers_of(ctx.used, ctx.sizes)]
         sinks = []
         if needs_weights:
             sinks = [layer.unbind(0) for layer in layers_of(persistent_gradient(ctx.weights), ctx.sizes)]
         grad_x = torch.empty_like(inputs[0])
         results = grad_x.split(ctx.rows)
-        grads = grad_outputs[0].contiguous().split(ctx.rows)
+        grads = grad_outputs[0].to(grad_x.dtype).contiguous().split(ctx.rows)
         given_of = [given.split(ctx.rows) for given in inputs]
         for node, grad, result, *givens in zip(ctx.nodes, grads, results, *given_of, strict=True):
             for depth in range(len(layers) - 1, -1, -1):
-                if needs_weights:
+                if needs_weights and sinks[depth][node].dtype == grad.dtype:
                     sinks[depth][node].addmm_(grad.T, givens[depth])
+                elif needs_weights:
+                    sinks[depth][node].add_(grad.T @ givens[depth])
                 if depth > 0:
                     grad = torch.ops.aten.threshold_backward(grad @ layers[depth][node], givens[depth], 0)
                 elif needs_x:
                     torch.mm(grad, layers[0][node], out=result)
-        return None, grad_x if needs_x else None, None, None
+                    if needs_weights and result.dtype == torch.float16:  # 0 * inf is NaN, 0 * anything finite is 0
+                        sinks[0][node].add_(result.sum(dtype=torch.float32) * 0)
+        return None, grad_x.to(grad_outputs[0].dtype) if needs_x else None, None, None, None
 
 
 def persistent_gradient(leaf: Tensor) -> Tensor:
@@ -108,12 +117,12 @@ def persistent_gradient(leaf: Tensor) -> Tensor:
     return leaf.grad
 
 
-def _chunks(bounds: list[int]) -> tuple[list[int], list[int]]:
-    """Node and number of samples of consecutive chunks, each of one node and at most CHUNK samples."""
+def _chunks(bounds: list[int], largest: int) -> tuple[list[int], list[int]]:
+    """Node and number of samples of consecutive chunks, each of one node and at most ``largest`` samples."""
     pieces = [
-        (node, min(CHUNK, end - first))
+        (node, min(largest, end - first))
         for node, (start, end) in enumerate(pairwise(bounds))
-        for first in range(start, end, CHUNK)
+        for first in range(start, end, largest)
     ]
     return [node for node, _ in pieces], [rows for _, rows in pieces]
 

@@ -3,12 +3,14 @@
 import torch
 
 from inf_nerf.config import Config
+from inf_nerf.errors import InputError
 from inf_nerf.octree.partition import Partition
 from inf_nerf.octree.topology import Octree
 from inf_nerf.render.model import Model
 from inf_nerf.scene.scene import Scene
 from inf_nerf.train.free_space import learn_from_points
 from inf_nerf.train.loop import METRICS, Work
+from inf_nerf.train.loss_scale import LossScale
 from inf_nerf.train.losses import NodeLosses
 from inf_nerf.train.optimiser import NodeAdam
 from inf_nerf.train.reservoir import RayBatch, Reservoir, TileBatches
@@ -30,11 +32,19 @@ def assemble(
     mean_colour: tuple[float, float, float],
     device: torch.device | str = "cpu",
 ) -> Work:
-    """Everything that `train` needs on one rank, at step 0."""
+    """Everything that `train` needs on one rank, at step 0; raises :class:`InputError` for float16 on a CPU."""
+    precision = config.train.precision
+    if precision == "float16" and torch.device(device).type == "cpu":
+        raise InputError(
+            "train.precision is 'float16', which is slower than float32 on a CPU; set train.precision=float32, or "
+            "train.gpus_per_worker=1 on a machine with a GPU."
+        )
     local = partition.octree(full, rank).to(device)
     model = Model(
         config, local, len(scene.photos), scene.train, torch.tensor(mean_colour), has_solid_ground(scene), device
     )
+    if precision != "float32":
+        model.field.compute_heads_in(getattr(torch, precision))
     learn_from_points(model, scene)
     keys = model.field.keys.tolist()
     shared = torch.tensor([key in partition.shared for key in keys], device=device)
@@ -50,6 +60,7 @@ def assemble(
         node_losses=NodeLosses.of(config, full, local, partition, rank),
         gradients=SharedGradients(model.field, model.appearance, shared, METRICS),
         optimiser=NodeAdam(config.train, model.field, model.appearance),
+        loss_scale=LossScale(config.train.precision),
         shared=shared,
         generator=generator,
         rank=rank,

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
+from inf_nerf.field.backends import portable_backend
 from inf_nerf.files import write_atomic
 from inf_nerf.octree.topology import Octree, key_name
 from inf_nerf.render.model import Model
@@ -167,12 +168,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Rebuild the whole model from a checkpoint directory; raises :class:`InputError` naming a damaged file."""
+    """Rebuild the whole model from a checkpoint directory; raises :class:`InputError` naming a damaged file.
+
+    A field that was trained by a backend for another kind of device is evaluated by the best one of this device.
+    """
     manifest = read_manifest(path)
     config = Config.model_validate(manifest["config"])
     scene, full, shared = _open_shared(path, manifest)
+    backend = portable_backend(config.field.backend, device)
     model = Model(
-        config,
+        config.model_copy(update={"field": config.field.model_copy(update={"backend": backend})}),
         full,
         len(scene.photos),
         scene.train,

@@ -17,6 +17,7 @@ from inf_nerf.config import Config
 from inf_nerf.render.model import Model, Rendered
 from inf_nerf.scene.cameras import Cameras, Rays
 from inf_nerf.train import losses
+from inf_nerf.train.loss_scale import LossScale
 from inf_nerf.train.optimiser import NodeAdam
 from inf_nerf.train.reservoir import RayBatch, Reservoir
 from inf_nerf.train.shared_gradients import SharedGradients
@@ -30,7 +31,7 @@ PROBE_SHARES = 4  # a probe of occupancy looks at every fourth cell
 
 
 class NotFiniteError(RuntimeError):
-    """A loss or gradient is NaN or infinite on some rank; nothing was updated with it."""
+    """A loss or gradient is NaN or infinite on some rank, whatever the loss scale; nothing was updated with it."""
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Work:
     node_losses: losses.NodeLosses
     gradients: SharedGradients
     optimiser: NodeAdam
+    loss_scale: LossScale
     shared: Tensor  # [M] bool: nodes that every rank holds
     generator: torch.Generator
     rank: int
@@ -91,7 +93,8 @@ def train(
         terms, rendered, figures_now = forward(work, batch)
         total = torch.stack([getattr(config.loss, f"lambda_{name}") * term for name, term in terms.items()]).sum()
         if total.requires_grad:
-            total.backward()
+            (total * work.loss_scale.value).backward()
+            work.gradients.divide(work.loss_scale.value)
 
         seconds = time.monotonic() - started
         agreed = work.gradients.agree(
@@ -104,20 +107,26 @@ def train(
             },
             figures_now,
         )
-        if agreed["not_finite"]:
+        if agreed["not_finite"] and not work.loss_scale.lower():
             raise NotFiniteError(
                 f"The loss or its gradient is not a finite number in step {progress.step + 1}; "
                 "lower train.lr_init or set train.grad_clip=1, and resume from the last checkpoint."
             )
-        work.gradients.add_up()
-        if config.train.grad_clip:
-            work.gradients.clip(config.train.grad_clip, agreed["owned_norm2"])
-        rate = work.optimiser.step(progress.share(config))
+        if agreed["not_finite"]:  # float16 overflowed: the step counts, but nothing is learned from it
+            work.optimiser.clear()
+            rate = work.optimiser.rate(progress.share(config))
+        else:
+            work.loss_scale.keep()
+            work.gradients.add_up()
+            if config.train.grad_clip:
+                work.gradients.clip(config.train.grad_clip, agreed["owned_norm2"])
+            rate = work.optimiser.step(progress.share(config))
 
         progress.step += 1
         progress.seconds = agreed["seconds"]
         stop = agreed["stop"] > 0
-        figures.add(agreed, rendered, model)
+        if not agreed["not_finite"]:
+            figures.add(agreed, rendered, model)
         if progress.step % config.train.log_every == 0:
             if work.rank == 0:
                 on_log(figures.row(progress, rate, time.monotonic() - logged_at, work))

@@ -22,9 +22,13 @@ class NodeAdam:
             parameters, lr=config.lr_init, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
         )
 
+    def rate(self, progress: float) -> float:
+        """The learning rate at a share in [0, 1] of the budget."""
+        return self._config.lr_init * (self._config.lr_final / self._config.lr_init) ** min(1.0, progress)
+
     def step(self, progress: float) -> float:
         """Update with the gradients at hand and clear them; ``progress`` in [0, 1] sets the rate, which is returned."""
-        rate = self._config.lr_init * (self._config.lr_final / self._config.lr_init) ** min(1.0, progress)
+        rate = self.rate(progress)
         for group in self._adam.param_groups:
             group["lr"] = rate
         self._field.expose_gradients()

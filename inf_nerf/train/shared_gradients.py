@@ -31,11 +31,12 @@ class SharedGradients:
     def agree(self, control: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
         """Sum the control values and metrics over ranks, and mark as touched the shared nodes that any rank touched."""
         head = [control.get(name, 0.0) for name in CONTROL] + [metrics.get(name, 0.0) for name in self._metrics]
-        touched = self._field.touched[self._shared].double().cpu()
-        vector = torch.cat((torch.tensor(head, dtype=torch.float64), touched))
+        touched = self._field.touched[self._shared].double()
+        # on the field's device, because NCCL moves nothing else
+        vector = torch.cat((torch.tensor(head, dtype=torch.float64, device=touched.device), touched))
         if distributed():
             dist.all_reduce(vector)
-        self._field.touched[self._shared] = (vector[len(head) :] > 0).to(self._field.touched.device)
+        self._field.touched[self._shared] = vector[len(head) :] > 0
         return dict(zip((*CONTROL, *self._metrics), vector.tolist(), strict=False))
 
     def add_up(self) -> None:
@@ -61,6 +62,16 @@ class SharedGradients:
         touched = self._field.touched
         heads = (self._field.density_weights.grad, self._field.colour_weights.grad)
         return all(bool(grad[touched].isfinite().all()) for grad in heads if grad is not None)
+
+    def divide(self, scale: float) -> None:
+        """Take a factor on the loss out of the gradients of this rank."""
+        if scale == 1:
+            return
+        for node in torch.nonzero(self._field.touched).squeeze(1).tolist():
+            for gradient in _gradients(self._field, node):
+                gradient.div_(scale)
+        if self._appearance.grad is not None:
+            self._appearance.grad.div_(scale)
 
     def owned_norm2(self) -> float:
         """Squared gradient norm of the nodes that only this rank holds."""

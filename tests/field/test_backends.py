@@ -1,15 +1,19 @@
 """Choosing the code that encodes positions."""
 
 import importlib.machinery
+import importlib.util
 import logging
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import inf_nerf.field
 from inf_nerf.errors import InputError
 from inf_nerf.field import hash_grid, numba_grid
-from inf_nerf.field.backends import resolve_backend
+from inf_nerf.field.backends import Encoder, portable_backend, resolve_backend
 from inf_nerf.field.hash_grid import GridSpec
 
 
@@ -39,25 +43,98 @@ def test_auto_takes_numba_on_the_cpu_and_says_so(caplog: pytest.LogCaptureFixtur
     assert "field backend: numba (chosen automatically for cpu)" in caplog.text
 
 
-def test_auto_takes_torch_elsewhere_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("installed", "expected"), [(True, "triton"), (False, "torch")])
+def test_auto_takes_triton_on_a_gpu_if_it_is_there_and_says_so(
+    installed: bool, expected: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.machinery.ModuleSpec("triton", None) if installed else None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    monkeypatch.setattr(inf_nerf.field, "triton_grid", SimpleNamespace(encode=hash_grid.encode), raising=False)
+
     with caplog.at_level(logging.INFO, logger="inf_nerf.field.backends"):
         encoder = resolve_backend("auto", "cuda")
 
-    assert encoder.name == "torch"
-    assert "field backend: torch (chosen automatically for cuda)" in caplog.text
+    assert encoder.name == expected
+    assert f"field backend: {expected} (chosen automatically for cuda)" in caplog.text
+
+
+def test_auto_takes_torch_on_other_devices() -> None:
+    assert resolve_backend("auto", "meta").name == "torch"
+
+
+def forget(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Have ``inf_nerf.field.<name>`` imported anew, until the test ends."""
+    monkeypatch.delattr(inf_nerf.field, name, raising=False)
+    monkeypatch.delitem(sys.modules, f"inf_nerf.field.{name}", raising=False)
+
+
+def test_missing_triton_is_an_error_that_names_the_build_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget(monkeypatch, "triton_grid")
+    monkeypatch.setitem(sys.modules, "triton", None)
+
+    with pytest.raises(InputError, match=r"cannot be imported here \(.*triton.*\); install a CUDA build of torch"):
+        resolve_backend("triton", "cuda")
 
 
 def test_missing_tinycudann_is_an_error_that_names_the_install_command() -> None:
+    if importlib.util.find_spec("tinycudann") is not None:
+        pytest.skip("tinycudann is installed")
+
     with pytest.raises(InputError, match=r"not installed.*pip install 'git\+https.*tiny-cuda-nn.*bindings/torch'"):
         resolve_backend("tinycudann", "cuda")
 
 
-def test_installed_tinycudann_is_refused_rather_than_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.machinery.ModuleSpec("tinycudann", None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        ('OSError("Unknown compute capability.")', r"does not start here \(Unknown compute capability\.\); build it"),
+        (
+            'ImportError("undefined symbol")',
+            r"cannot be imported here \(undefined symbol\); build it again .*pip install",
+        ),
+    ],
+)
+def test_tinycudann_that_does_not_start_is_an_error_that_says_why(
+    failure: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tinycudann.py").write_text(f"raise {failure}\n")  # the first: what it raises without a CUDA device
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tinycudann", raising=False)
+    forget(monkeypatch, "tinycudann_grid")
 
-    with pytest.raises(InputError, match=r"is installed, but .* set field\.backend=auto"):
+    with pytest.raises(InputError, match=message):
         resolve_backend("tinycudann", "cuda")
+
+
+def test_installed_tinycudann_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))
+    monkeypatch.setattr(inf_nerf.field, "tinycudann_grid", SimpleNamespace(encode=hash_grid.encode), raising=False)
+
+    assert resolve_backend("tinycudann", "cuda") == Encoder("tinycudann", hash_grid.encode)
+
+
+@pytest.mark.parametrize("name", ["triton", "tinycudann"])
+def test_cuda_backends_on_the_cpu_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))
+
+    with pytest.raises(InputError, match=r"runs on CUDA devices only, but the field is on cpu; set train\.gpus_per"):
+        resolve_backend(name, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("trained_with", "device", "expected"),
+    [
+        ("triton", "cpu", "auto"),
+        ("tinycudann", "cpu", "auto"),
+        ("numba", "cuda", "auto"),
+        ("numba", "cpu", "numba"),
+        ("triton", "cuda:1", "triton"),
+        ("torch", "cuda", "torch"),
+        ("auto", "cpu", "auto"),
+    ],
+)
+def test_a_checkpoint_is_read_by_a_backend_of_the_device_at_hand(trained_with: str, device: str, expected: str) -> None:
+    assert portable_backend(trained_with, device) == expected
 
 
 def test_missing_numba_is_an_error_that_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,5 +151,5 @@ def test_numba_on_a_gpu_is_refused() -> None:
 
 
 def test_unknown_backend_is_refused() -> None:
-    with pytest.raises(InputError, match="'warp', which is unknown; choose auto, torch, numba or tinycudann"):
+    with pytest.raises(InputError, match="'warp', which is unknown; choose auto, torch, numba, triton or tinycudann"):
         resolve_backend("warp", "cpu")

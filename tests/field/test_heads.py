@@ -161,3 +161,33 @@ def test_density_activation_is_the_exponential_with_a_bounded_gradient() -> None
 
     torch.testing.assert_close(value, torch.exp(x))
     torch.testing.assert_close(x.grad, torch.exp(torch.tensor([-15.0, 0.0, 2.0, 15.0])))
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_coarser_products_are_those_of_autograd_and_their_sums_stay_float32(precision: torch.dtype) -> None:
+    sizes = (6, 16, 16, 4)
+    weights, x = (tensor.detach().float().requires_grad_() for tensor in make_inputs(sizes))
+    twin_weights, twin_x = (tensor.detach().clone().requires_grad_() for tensor in (weights, x))
+    upstream = torch.randn(20, 4, generator=torch.Generator().manual_seed(3))
+
+    expected = packed_mlp_reference(twin_weights.to(precision), twin_x.to(precision), BOUNDS, sizes).float()
+    expected.backward(upstream)
+    found = packed_mlp(weights, x, BOUNDS, sizes, precision)
+    found.backward(upstream)
+
+    assert not torch.equal(found, packed_mlp(weights, x, BOUNDS, sizes))
+    for ours, theirs in ((found, expected), (x.grad, twin_x.grad), (weights.grad, twin_weights.grad)):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-2)  # equal dtypes as well
+
+
+def test_gradient_that_overflows_on_its_way_down_is_seen_in_the_weights() -> None:
+    sizes = (4, 8, 3)
+    weights = torch.full((1, num_weights(sizes)), 100.0).requires_grad_()
+    x = torch.full((2, 4), 1e-4).requires_grad_()  # so small that the gradient of the weights itself stays finite
+    bounds = torch.tensor([0, 2])
+
+    for scale, finite in ((1e-3, True), (1.0, False)):
+        weights.grad = None
+        packed_mlp(weights, x, bounds, sizes, torch.float16).backward(torch.full((2, 3), scale))
+        assert weights.grad is not None
+        assert bool(weights.grad.isfinite().all()) == finite

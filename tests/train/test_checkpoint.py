@@ -212,6 +212,18 @@ def test_loaded_model_renders_what_the_trained_one_did(tmp_path: Path) -> None:
     assert torch.equal(found.share, expected.share)
 
 
+def test_checkpoint_of_a_gpu_backend_renders_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = tiny_work().work
+    as_if = work.config.model_copy(update={"field": work.config.field.model_copy(update={"backend": "triton"})})
+    monkeypatch.setattr(work, "config", as_if)
+    run(work, tmp_path, until=1)
+
+    checkpoint = load_checkpoint(folder(tmp_path, 1))
+
+    assert checkpoint.config.field.backend == "triton"
+    assert checkpoint.model.field.encoder.name == "numba"
+
+
 def flip(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 0x10

@@ -12,6 +12,7 @@ from inf_nerf.octree.partition import Partition, make_partition
 from inf_nerf.octree.routing import route
 from inf_nerf.scene.cameras import Rays
 from inf_nerf.train.loop import NotFiniteError, Work, forward, train
+from inf_nerf.train.loss_scale import FIRST, LossScale
 from inf_nerf.train.reservoir import RayBatch
 from tests.train.ranks import run_ranks
 from tests.train.tiny import texture, tiny_config, tiny_octree, tiny_scene, tiny_work
@@ -154,9 +155,36 @@ def poisoned(rank: int) -> tuple[str, bool]:
     return message, all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in zip(before, after, strict=True))
 
 
+def overflowed(rank: int) -> tuple[float, bool, list[Tensor]]:
+    """A float16 step that overflows on rank 1 alone, and one more: the loss scale and whether nothing has changed after
+    the first, the values of shared nodes after the second."""
+    work = tiny_work(tiny_config(train={"steps": 2, "log_every": 1}), 2, rank).work
+    work.model.field.compute_heads_in(torch.float16)
+    work.loss_scale = LossScale("float16")
+    before = work.model.field.tables.detach().clone()
+    seen: list[tuple[float, bool]] = []
+    render, agree = work.model.render, work.gradients.agree
+
+    def agreed(control: Any, metrics: Any) -> dict[str, float]:
+        if control and work.progress.step == 1:  # what the first step left behind
+            seen.append((work.loss_scale.value, torch.equal(work.model.field.tables.detach(), before)))
+        return agree(control, metrics)
+
+    def overflowing(*args: Any, **named: Any) -> Any:
+        found = render(*args, **named)
+        if rank == 1 and work.progress.step == 0:
+            found.rgb.register_hook(lambda gradient: gradient * torch.inf)
+        return found
+
+    work.gradients.agree = agreed  # type: ignore[method-assign]
+    work.model.render = overflowing  # type: ignore[method-assign]
+    train(work, lambda row: None, lambda val: None, lambda: False)
+    return *seen[0], [getattr(work.model.field, name).detach()[work.shared] for name in LEAVES]
+
+
 def as_two_ranks(rank: int) -> dict[str, Any]:
     found = {name: as_rank(rank, levels) for name, levels in SHARED_LEVELS.items()}
-    return found | {"poisoned": poisoned(rank)}
+    return found | {"poisoned": poisoned(rank), "overflowed": overflowed(rank)}
 
 
 @pytest.fixture(scope="module")
@@ -242,3 +270,10 @@ def test_loss_that_is_not_finite_on_one_rank_ends_all_of_them_with_nothing_chang
         message, unchanged = found["poisoned"]
         assert "not a finite number in step 1;" in message
         assert unchanged
+
+
+def test_float16_overflow_on_one_rank_skips_the_step_on_all_and_halves_their_scales(two_ranks: Any) -> None:
+    scales, unchanged, shared = zip(*[found["overflowed"] for found in two_ranks], strict=True)
+    assert scales == (FIRST / 2, FIRST / 2)
+    assert unchanged == (True, True)
+    assert all(torch.equal(a, b) for a, b in zip(*shared, strict=True))
