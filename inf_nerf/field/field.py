@@ -70,15 +70,6 @@ class Field:
         """M, with the background."""
         return len(self.keys)
 
-    @property
-    def num_parameters(self) -> int:
-        """Numbers trained, of all nodes."""
-        return sum(leaf.numel() for leaf in self._leaves.values())
-
-    def bytes_of(self, index: int) -> int:
-        """Bytes of one node's values, without gradients or optimiser state."""
-        return sum(leaf[index].numel() * leaf.element_size() for leaf in self._leaves.values())
-
     def density(
         self,
         xyz: Tensor,  # [Q, 3] in the node's own [0, 1]
