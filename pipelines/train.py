@@ -29,9 +29,10 @@ from inf_nerf.errors import InputError
 from inf_nerf.files import write_atomic
 from inf_nerf.octree.partition import Partition, make_partition
 from inf_nerf.train.assembly import assemble
-from inf_nerf.train.checkpoint import latest_checkpoint, read_manifest, restore, save_checkpoint
+from inf_nerf.train.checkpoint import restore, save_checkpoint
 from inf_nerf.train.loop import NotFiniteError
 from inf_nerf.train.loop import train as train_loop
+from inf_nerf.train.manifest import latest_checkpoint, read_manifest
 from inf_nerf.train.reservoir import TileBatches
 from pipelines import evaluate, prepare
 from pipelines.ingest import datasets_for, tile_batches
