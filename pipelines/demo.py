@@ -15,7 +15,7 @@ from rich.console import Console
 from inf_nerf.config import Config, load_config
 from inf_nerf.errors import InputError
 from inf_nerf.scene.city.folder import CityParameters
-from inf_nerf.train.checkpoint import latest_checkpoint
+from inf_nerf.train.manifest import latest_checkpoint
 from pipelines import prepare, render, synth, train
 from pipelines.tracking import tracking_uri, without_password
 

@@ -20,8 +20,9 @@ from inf_nerf.files import write_atomic
 from inf_nerf.render.parallel import available_cores
 from inf_nerf.render.sheet import SheetRow, evaluation_sheet
 from inf_nerf.scene.photos import read_mask, read_photo
-from inf_nerf.train.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, read_manifest
+from inf_nerf.train.checkpoint import Checkpoint, load_checkpoint
 from inf_nerf.train.evaluation import View, evaluate, require_test_photos, work
+from inf_nerf.train.manifest import config_of, latest_checkpoint, read_manifest
 
 RESULT, KEY, SHEET = "eval.json", "eval_key.json", Path("pictures/eval_sheet.png")
 FORMAT = 1  # of the result; raised when a value changes its meaning, so that old results are not used again
@@ -36,7 +37,7 @@ def run(run_dir: Path, config: Config | None = None, checkpoint: Path | None = N
     console = Console()
     path = checkpoint or find_checkpoint(run_dir)
     manifest = read_manifest(path)
-    settings = config or Config.model_validate(manifest["config"])
+    settings = config or config_of(path, manifest)
     key = _key(manifest["digest"], settings)
     result = _reusable(run_dir, key)
     if result is None:

@@ -118,6 +118,11 @@ def _refuse_other_run(config: Config, data_root: Path, run_dir: Path) -> None:
     stored_root = description.get("data_root")
     if stored_root != str(data_root):
         raise InputError(f"{run_dir} was prepared from {stored_root}, not {data_root}; choose another --output-dir.")
+    refuse_other_settings(config, run_dir)
+
+
+def refuse_other_settings(config: Config, run_dir: Path) -> None:
+    """Raise :class:`InputError` naming the first key by which ``config`` would prepare another run than this one."""
     stored, asked = load_config(run_dir / CONFIG_FILE).flat(), config.flat()
     for key, value in asked.items():
         if key.startswith(TILE_KEYS) and stored[key] != value:

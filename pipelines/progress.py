@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.text import Text
 
 from inf_nerf.config import Config
+from inf_nerf.files import write_atomic
 
 WAITING = "waiting for the first step"
 RECENT_ROWS = 16  # the rate is taken over these
@@ -48,7 +49,15 @@ class RowReader:
             return []
         text = b"".join(complete)
         self.offset += len(text)
-        return [row for line in text.splitlines() if isinstance(row := _parse(line), dict) and "step" in row]
+        return [row for line in text.splitlines() if (row := _parse(line)) is not None]
+
+
+def forget_rows_after(metrics: Path, step: int) -> None:
+    """Drop the rows of steps that will be trained again, and lines that are no rows."""
+    if metrics.exists():
+        lines = metrics.read_bytes().splitlines()
+        kept = [line for line in lines if (row := _parse(line)) is not None and row["step"] <= step]
+        write_atomic(metrics, b"".join(line + b"\n" for line in kept))
 
 
 class TrainingProgress:
@@ -187,8 +196,10 @@ def _clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
 
 
-def _parse(line: bytes) -> object:
+def _parse(line: bytes) -> Row | None:
+    """The row in a line, or None where it holds none: a machine that stopped may leave anything."""
     try:
-        return json.loads(line)
+        row = json.loads(line)
     except ValueError:
         return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

@@ -81,6 +81,21 @@ class Tracker:
             client, run_id = self._client, self.run_id
             self._writer.close(lambda: client.set_terminated(run_id, status))
 
+    def unfinished(self) -> bool:
+        """Whether the run that this directory began is in the store and did not end ``FINISHED``; starts nothing.
+
+        Raises :class:`InputError` where the store cannot be used.
+        """
+        if not self._config.tracking.enabled or not (self._run_dir / RUN_FILE).exists():
+            return False
+        client = _open_client(self.uri)
+        try:
+            experiment = client.get_experiment_by_name(self._config.tracking.experiment)
+            run_id = self._earlier_run(client, experiment.experiment_id) if experiment else None
+            return run_id is not None and client.get_run(run_id).info.status != "FINISHED"
+        except Exception as error:
+            raise _unusable(self.uri, error) from error
+
     def interrupted(self) -> None:
         """The training was stopped and saved without an exception: unless one follows, the run ends ``KILLED``."""
         self._status = "KILLED"
@@ -105,8 +120,11 @@ class Tracker:
         self._log_numbers({"octree": summary}, step=0)
         self._write(lambda client, run: client.log_dict(run, summary, "octree.json"))
 
-    def log_evaluation(self, evaluation: Mapping[str, Any], step: int = 0) -> None:
-        """The content of ``eval.json`` as metrics ``eval/...`` (without single photos), and whole as an artifact."""
+    def log_evaluation(self, evaluation: Mapping[str, Any], step: int) -> None:
+        """The content of ``eval.json`` as metrics ``eval/...`` (without single photos), and whole as an artifact.
+
+        ``step`` is how far the evaluated checkpoint was trained.
+        """
         self._log_numbers({"eval": _by_level(evaluation)}, step)
         self._write(lambda client, run: client.log_dict(run, dict(evaluation), "eval.json"))
 

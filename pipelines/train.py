@@ -9,7 +9,7 @@ resumed run all take the same way.
 
 import json
 import logging
-import os
+import shutil
 import signal
 import threading
 import time
@@ -29,95 +29,107 @@ from inf_nerf.errors import InputError
 from inf_nerf.files import write_atomic
 from inf_nerf.octree.partition import Partition, make_partition
 from inf_nerf.train.assembly import assemble
-from inf_nerf.train.checkpoint import latest_checkpoint, read_manifest, restore, save_checkpoint
-from inf_nerf.train.loop import NotFiniteError
+from inf_nerf.train.checkpoint import restore, save_checkpoint
+from inf_nerf.train.loop import NotFiniteError, Work
 from inf_nerf.train.loop import train as train_loop
+from inf_nerf.train.manifest import clear_leftovers, latest_checkpoint, read_manifest
 from inf_nerf.train.reservoir import TileBatches
+from inf_nerf.train.shared_gradients import on_all_ranks
 from pipelines import evaluate, prepare
 from pipelines.ingest import datasets_for, tile_batches
-from pipelines.progress import TrainingProgress
-from pipelines.ray_session import session_cpus, start_ray
+from pipelines.progress import TrainingProgress, forget_rows_after
+from pipelines.ray_session import num_cores, session_cpus, start_ray
+from pipelines.resume import refuse_unfit, set_aside_later, starting_point
+from pipelines.run_lock import run_lock
 from pipelines.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
 STOP_FILE = "stop"
 POLL_SECONDS = 0.5
-# keys that may differ between the parts of one run: they do not change what is learned
-OPERATIONAL = ("tracking.", "render.", "eval.", "train.num_workers", "train.cpus_per_worker", "train.gpus_per_worker")
-OPERATIONAL += (
-    "field.backend",
-    "train.log_every",
-    "train.save_",
-    "train.keep_",
-    "train.max_failures",
-    "train.collective_",
-)
-# keys that --resume may change on purpose, for example to train longer
-RESUMABLE = ("train.", "loss.", "data.", "sampler.")
+METRICS_FILE = "metrics.jsonl"
+ATTEMPT = "attempt-"  # Ray's records of one start of a training
 
 
 def run(config: Config, run_dir: Path, data_root: Path | None = None, resume: str | None = None) -> int:
     """Train until the budget is used and evaluate; returns the exit code: 0, 130 after Ctrl-C, 143 after SIGTERM."""
     run_dir = run_dir.absolute()
-    start = _starting_point(config, run_dir, resume)
+    if data_root is not None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    elif not run_dir.is_dir():
+        raise _not_prepared(run_dir)
+    with run_lock(run_dir):
+        clear_leftovers(run_dir)
+        for attempt in (run_dir / "ray").glob(f"{ATTEMPT}*"):
+            shutil.rmtree(attempt, ignore_errors=True)
+        return _run(config, run_dir, data_root, resume)
+
+
+def _run(config: Config, run_dir: Path, data_root: Path | None, resume: str | None) -> int:
+    start = starting_point(config, run_dir, resume)
+    tracker = Tracker(config, run_dir)
     if start is not None and resume is None and read_manifest(start)["complete"]:
         print(f"{run_dir} is already trained ({read_manifest(start)['step']} steps); nothing to train.")
-        evaluate.run(run_dir, config)
+        if tracker.unfinished():  # the evaluation was interrupted
+            with tracker:
+                _conclude(config, run_dir, start, tracker)
+        else:
+            evaluate.run(run_dir, config)
         return 0
     if data_root is not None:
         prepare.run(config, data_root, run_dir)
-    elif not (run_dir / "run.json").exists():
-        raise InputError(f"{run_dir} is not prepared; name the photos with --data-root or run inf-nerf prepare first.")
+    elif not (run_dir / prepare.RUN_FILE).exists():
+        raise _not_prepared(run_dir)
+    prepare.refuse_other_settings(config, run_dir)
     prepared = prepare.read_prepared(run_dir)
-    if start is not None and read_manifest(start)["identity"] != prepared.identity:
-        raise InputError(f"{start} belongs to other photos or another tree than {run_dir}; resume a checkpoint of it.")
-    write_atomic(run_dir / "config.yaml", config.to_yaml())
+    if start is not None:
+        refuse_unfit(start, prepared, run_dir)
+        set_aside_later(start, run_dir)
+    write_atomic(run_dir / prepare.CONFIG_FILE, config.to_yaml())
 
     partition = make_partition(prepared.octree, max(1, config.train.num_workers), config.train.shared_upper_levels)
-    with Tracker(config, run_dir) as tracker:
+    with tracker:
         tracker.log_octree(prepared.octree)
         code = _fit_and_follow(config, run_dir, partition, start, tracker)
-        newest = latest_checkpoint(run_dir)
-        if newest is not None:
-            tracker.log_checkpoint(newest, read_manifest(newest)["digest"])
         if code:
+            newest = latest_checkpoint(run_dir)
+            if newest is not None:
+                tracker.log_checkpoint(newest, read_manifest(newest)["digest"])
             tracker.interrupted()
-            print(f"Stopped and saved {newest}; the same command continues from there.")
-            return code
-        tracker.log_evaluation(evaluate.run(run_dir, config))
-        for picture in sorted((run_dir / "pictures").glob("*.png")):
-            tracker.log_picture(picture)
-    return 0
+            command = "the same command" if resume in (None, "latest") else "the same command without --resume"
+            print(f"Stopped and saved {newest}; {command} continues from there.")
+        else:
+            _conclude(config, run_dir, evaluate.find_checkpoint(run_dir), tracker)
+    return code
+
+
+def _conclude(config: Config, run_dir: Path, checkpoint: Path, tracker: Tracker) -> None:
+    """Evaluate a trained checkpoint and record it."""
+    manifest = read_manifest(checkpoint)
+    tracker.log_checkpoint(checkpoint, manifest["digest"])
+    tracker.log_evaluation(evaluate.run(run_dir, config, checkpoint), manifest["step"])
+    for picture in sorted((run_dir / "pictures").glob("*.png")):
+        tracker.log_picture(picture)
+
+
+def _not_prepared(run_dir: Path) -> InputError:
+    return InputError(f"{run_dir} is not prepared; name the photos with --data-root or run inf-nerf prepare first.")
 
 
 def train_worker(settings: dict[str, Any]) -> str | None:
     """One rank, wherever Ray runs it; returns None, or the one sentence that says why training cannot go on."""
-    config, run_dir, partition = settings["config"], settings["run_dir"], settings["partition"]
+    config, run_dir = settings["config"], settings["run_dir"]
     rank = ray.train.get_context().get_world_rank()
     torch.set_num_threads(settings["threads"])
     device = ray.train.torch.get_device() if config.train.gpus_per_worker else torch.device("cpu")
+    metrics = run_dir / METRICS_FILE
     try:
-        prepared = prepare.read_prepared(run_dir)
-        shards = {name: _shard(name) for name in settings["datasets"]}
-        work = assemble(
-            config,
-            prepared.scene,
-            prepared.octree,
-            partition,
-            rank,
-            shards["train"],
-            shards.get("val"),
-            prepared.mean_colour,
-            device,
-        )
-        # Ray calls this again after a worker was lost: go on from the newest checkpoint
-        start = latest_checkpoint(run_dir) or settings["start"]
-        if start is not None:
-            restore(work, start)
+        prepared, work = on_all_ranks(lambda: _ready(settings, rank, device))
+        if rank == 0:
+            forget_rows_after(metrics, work.progress.step)  # of an attempt that lost a worker
 
         def on_log(row: dict[str, object]) -> None:
-            with open(run_dir / "metrics.jsonl", "a") as file:
+            with open(metrics, "a") as file:
                 file.write(json.dumps(row) + "\n")
 
         def on_save(val_psnr: float | None) -> None:
@@ -133,44 +145,33 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     return None
 
 
+def _ready(settings: dict[str, Any], rank: int, device: torch.device) -> tuple[prepare.Prepared, Work]:
+    """One rank's training, where the newest checkpoint left it."""
+    config, run_dir = settings["config"], settings["run_dir"]
+    prepared = prepare.read_prepared(run_dir)
+    shards = {name: _shard(name) for name in settings["datasets"]}
+    work = assemble(
+        config,
+        prepared.scene,
+        prepared.octree,
+        settings["partition"],
+        rank,
+        shards["train"],
+        shards.get("val"),
+        prepared.mean_colour,
+        device,
+    )
+    # Ray calls the worker again after one was lost: go on from the newest checkpoint
+    start = latest_checkpoint(run_dir) or settings["start"]
+    if start is not None:
+        restore(work, start)
+    return prepared, work
+
+
 def _shard(name: str) -> TileBatches:
     iterator = ray.train.get_dataset_shard(name)
     assert iterator is not None
     return tile_batches(iterator)
-
-
-def _starting_point(config: Config, run_dir: Path, resume: str | None) -> Path | None:
-    """The checkpoint to continue from, after making sure that it is this configuration's."""
-    newest = latest_checkpoint(run_dir)
-    if resume is None:
-        if newest is not None:
-            _refuse_change(config, newest, (), "use another --output-dir, or --resume latest to change the training")
-        return newest
-    start = newest if resume == "latest" else Path(resume).absolute()
-    if start is None:
-        raise InputError(f"{run_dir} holds no complete checkpoint to resume; leave --resume out to start.")
-    if not (start / "manifest.json").exists():
-        nested = latest_checkpoint(start)
-        if nested is None:
-            raise InputError(f"{start} is neither a checkpoint nor a run directory with one; correct --resume.")
-        start = nested
-    _refuse_change(config, start, RESUMABLE, "only train, loss, data and sampler keys may change on --resume")
-    if start.parent == run_dir / "checkpoints":
-        # what was trained after the chosen checkpoint is kept under another name and no longer counts as newest
-        for later in (run_dir / "checkpoints").iterdir():
-            if later.name.isdigit() and int(later.name) > int(start.name):
-                os.replace(later, later.with_name(f"{later.name}.superseded-{int(time.time())}"))
-    return start
-
-
-def _refuse_change(config: Config, checkpoint: Path, allowed: tuple[str, ...], remedy: str) -> None:
-    before, now = Config.model_validate(read_manifest(checkpoint)["config"]).flat(), config.flat()
-    for key, value in now.items():
-        if before.get(key) != value and not key.startswith(OPERATIONAL + allowed):
-            raise InputError(
-                f"{key} is {value!r}, but the run in {checkpoint.parent.parent} was made with {before.get(key)!r}; "
-                f"{remedy}."
-            )
 
 
 def _fit_and_follow(config: Config, run_dir: Path, partition: Partition, start: Path | None, tracker: Tracker) -> int:
@@ -194,8 +195,8 @@ def _fit_and_follow(config: Config, run_dir: Path, partition: Partition, start: 
         except BaseException as error:  # handed to the main thread
             failure.append(error)
 
-    metrics = run_dir / "metrics.jsonl"
-    _forget_rows_after(metrics, read_manifest(start)["step"] if start is not None else 0)
+    metrics = run_dir / METRICS_FILE
+    forget_rows_after(metrics, read_manifest(start)["step"] if start is not None else 0)
     start_ray(session_cpus(config))  # now, because Ray installs a SIGTERM handler of its own
     before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
@@ -217,7 +218,6 @@ def _fit_and_follow(config: Config, run_dir: Path, partition: Partition, start: 
 def _fit(config: Config, run_dir: Path, partition: Partition, start: Path | None) -> None:
     num_workers, train = config.train.num_workers, config.train
     datasets, data_config = datasets_for(config, run_dir, partition, num_workers)
-    cores = os.cpu_count() or 1
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
@@ -226,7 +226,7 @@ def _fit(config: Config, run_dir: Path, partition: Partition, start: Path | None
             "partition": partition,
             "start": start,
             "datasets": tuple(datasets),
-            "threads": cores if num_workers == 0 else max(1, int(train.cpus_per_worker)),
+            "threads": num_cores() if num_workers == 0 else max(1, int(train.cpus_per_worker)),
         },
         scaling_config=ScalingConfig(
             num_workers=num_workers,
@@ -236,7 +236,7 @@ def _fit(config: Config, run_dir: Path, partition: Partition, start: Path | None
         ),
         run_config=RunConfig(
             # our own checkpoints say where a run stands; Ray's record of one attempt must not revive another
-            name=f"attempt-{int(time.time() * 1000)}",
+            name=f"{ATTEMPT}{int(time.time() * 1000)}",
             storage_path=str(run_dir / "ray"),
             failure_config=FailureConfig(max_failures=train.max_failures),
         ),
@@ -258,13 +258,6 @@ def _fit(config: Config, run_dir: Path, partition: Partition, start: Path | None
 def _is_complete(run_dir: Path) -> bool:
     newest = latest_checkpoint(run_dir)
     return newest is not None and bool(read_manifest(newest)["complete"])
-
-
-def _forget_rows_after(metrics: Path, step: int) -> None:
-    """Drop the rows of steps that will be trained again."""
-    if metrics.exists():
-        rows = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
-        write_atomic(metrics, "".join(f"{line}\n" for line in rows if json.loads(line)["step"] <= step))
 
 
 class _StopFile:

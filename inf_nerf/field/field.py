@@ -76,10 +76,6 @@ class Field:
         """Numbers trained, of all nodes."""
         return sum(leaf.numel() for leaf in self._leaves.values())
 
-    def bytes_of(self, index: int) -> int:
-        """Bytes of one node's values, without gradients or optimiser state."""
-        return sum(leaf[index].numel() * leaf.element_size() for leaf in self._leaves.values())
-
     @torch.no_grad()
     def features(self, xyz: Tensor, node: Tensor) -> Tensor:
         """Features [Q, L * F] of positions [Q, 3] in nodes [Q], for :meth:`density` to start from; no gradients."""

@@ -10,6 +10,7 @@ density has to appear before it can be missed.
 import torch
 from torch import Tensor
 
+from inf_nerf.errors import InputError
 from inf_nerf.field.field import Field
 
 POINTS = 4  # probed in a cell at once
@@ -48,10 +49,6 @@ class Occupancy:
         """Index [Q] into the flat grids of all nodes, of node-local positions [Q, 3] in nodes [Q]."""
         return node * self.resolution**3 + self.cell(xyz)
 
-    def contains(self, xyz: Tensor, node: Tensor) -> Tensor:
-        """Whether node-local positions [Q, 3] lie in occupied cells of their nodes [Q]; bool [Q]."""
-        return self.occupied.view(-1)[self.cell_of(xyz, node)]
-
     def protect(self, xyz: Tensor, node: Tensor) -> None:
         """Keep the cells around node-local points [P, 3] of nodes [P] occupied whatever the field says."""
         offsets = torch.tensor([-1.0, 0.0, 1.0]) * (0.5 / self.resolution)
@@ -89,7 +86,16 @@ class Occupancy:
         return {"density": self.density[node], "protected": self.protected[node], "free": self.free[node]}
 
     def load_state(self, node: int, state: dict[str, Tensor]) -> None:
-        """Restore one node's grid; call :meth:`refresh` after the last node."""
-        self.density[node] = state["density"]
-        self.protected[node] = state["protected"]
-        self.free[node] = state["free"]
+        """Restore one node's grid; call :meth:`refresh` after the last node.
+
+        Raises :class:`InputError` when it belongs to another resolution.
+        """
+        for name, target in self.state_of(node).items():
+            found = state.get(name)
+            if found is None or found.shape != target.shape:
+                size = "nothing" if found is None else f"{found.numel()} cells"
+                raise InputError(
+                    f"The saved occupancy of a node holds {size} for {name!r} where {target.numel()} are expected; "
+                    "use the sampler.occupancy_res of the run that it was saved by."
+                )
+            target.copy_(found)

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,10 +38,18 @@ from inf_nerf.scene.cameras import Cameras
 from inf_nerf.scene.frame import WorldFrame
 from inf_nerf.scene.scene import Photo, Scene, SparsePoints
 from inf_nerf.train.loop import Work
+from inf_nerf.train.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    checkpoints_dir,
+    config_of,
+    digest_of,
+    forget_old,
+    put_in_place,
+    read_manifest,
+    read_verified,
+)
 from inf_nerf.train.shared_gradients import distributed
-
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -62,10 +69,6 @@ class Checkpoint:
     def digest(self) -> str:
         """Hash that changes with any content of the checkpoint."""
         return self.manifest["digest"]
-
-
-def checkpoints_dir(run_dir: Path) -> Path:
-    return run_dir / "checkpoints"
 
 
 def save_checkpoint(
@@ -128,43 +131,12 @@ def save_checkpoint(
             "steps_across": model.steps_across,
             "files": dict(sorted(files.items())),
         }
-        manifest["digest"] = _digest(manifest)
+        manifest["digest"] = digest_of(manifest)
         write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1))
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        _forget_old(run_dir, work.config.train.keep_checkpoints)
+        put_in_place(partial, final)
+        forget_old(run_dir, work.config.train.keep_checkpoints)
     _barrier()
     return final
-
-
-def latest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None."""
-    steps = [path.parent for path in checkpoints_dir(run_dir).glob(f"[0-9]*/{MANIFEST}") if path.parent.name.isdigit()]
-    return max(steps, key=lambda path: int(path.name), default=None)
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint directory, checked for its version and its own hash; files are checked when read."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        if not isinstance(manifest, dict):
-            raise ValueError(f"a {type(manifest).__name__} where an object was saved")
-    except FileNotFoundError:
-        raise InputError(f"{path} is not a complete checkpoint (it has no {MANIFEST}); name another one.") from None
-    except ValueError:
-        raise InputError(
-            f"{path / MANIFEST} is damaged (not a JSON object); delete {path} to use the checkpoint before it."
-        ) from None
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"{path} has checkpoint format {manifest.get('format_version')}, this version reads {FORMAT_VERSION}; "
-            "use the version of inf-nerf that wrote it or train again in another --output-dir."
-        )
-    if manifest.get("digest") != _digest(manifest):
-        raise InputError(
-            f"{path / MANIFEST} is damaged (another hash was saved); delete {path} to use the checkpoint before it."
-        )
-    return manifest
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
@@ -173,7 +145,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
     A field that was trained by a backend for another kind of device is evaluated by the best one of this device.
     """
     manifest = read_manifest(path)
-    config = Config.model_validate(manifest["config"])
+    config = config_of(path, manifest)
     scene, full, shared = _open_shared(path, manifest)
     backend = portable_backend(config.field.backend, device)
     model = Model(
@@ -208,18 +180,12 @@ def restore(work: Work, path: Path) -> None:
     world = dist.get_world_size() if distributed() else 1
     name = f"ranks/{work.rank}-of-{world}.json"
     if name in manifest["files"]:
-        state = json.loads(_verified(path, name, manifest))
+        state = json.loads(read_verified(path, name, manifest))
         work.generator.set_state(torch.tensor(list(base64.b64decode(state["generator"])), dtype=torch.uint8))
         work.reservoir.restore(state["reservoir"])
         work.model.steps_across = state["steps_across"]
     else:
         work.generator.manual_seed(work.generator.initial_seed() + manifest["step"])
-
-
-def _digest(manifest: dict[str, Any]) -> str:
-    """Hash of all that a manifest says but the time taken and where the photos are, which may move."""
-    content = {key: value for key, value in manifest.items() if key not in ("seconds", "root", "digest")}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _open_shared(path: Path, manifest: dict[str, Any]) -> tuple[Scene, Octree, dict[str, Tensor]]:
@@ -262,17 +228,6 @@ def _load_nodes(model: Model, path: Path, manifest: dict[str, Any]) -> None:
     model.occupancy_changed()
 
 
-def _forget_old(run_dir: Path, keep: int) -> None:
-    """Delete all but the newest checkpoints and the one that val photos like best."""
-    complete = sorted(p for p in checkpoints_dir(run_dir).glob(f"*/{MANIFEST}") if p.parent.name.isdigit())
-    scores = {path: json.loads(path.read_text()).get("val_psnr") for path in complete}
-    scored = [path for path in complete if scores[path] is not None]
-    best: Iterable[Path] = [max(scored, key=lambda path: scores[path])] if scored else []
-    for path in complete[:-keep]:
-        if path not in best:
-            shutil.rmtree(path.parent)
-
-
 def _to_bytes(tensors: dict[str, Tensor]) -> bytes:
     return save_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
 
@@ -285,28 +240,8 @@ def _write(folder: Path, name: str, data: bytes, written: dict[str, dict[str, An
     written[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _verified(path: Path, name: str, manifest: dict[str, Any]) -> bytes:
-    """Content of a file whose size and hash agree with the manifest."""
-    expected = manifest["files"].get(name)
-    if expected is None:
-        raise InputError(
-            f"{path / MANIFEST} does not list {name}; the checkpoint belongs to another tree, name another."
-        )
-    file = path / name
-    try:
-        data = file.read_bytes()
-    except FileNotFoundError:
-        data = b""
-    if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
-        raise InputError(
-            f"{file} is damaged ({len(data)} bytes where {expected['bytes']} with another hash were saved); "
-            f"delete {path} to use the checkpoint before it."
-        )
-    return data
-
-
 def _read(path: Path, name: str, manifest: dict[str, Any]) -> dict[str, Tensor]:
-    data = _verified(path, name, manifest)
+    data = read_verified(path, name, manifest)
     try:
         return load_tensors(data)
     except SafetensorError as error:

@@ -105,16 +105,6 @@ class Reservoir:
         """Bytes that resident tiles occupy."""
         return sum(tile.num_bytes for tile in self._tiles)
 
-    @property
-    def total_pixels(self) -> float:
-        """Resident used pixels, each counted ``level_boost ** level`` times."""
-        return float(self._cumulative[-1]) if self._tiles else 0.0
-
-    @property
-    def holds_everything(self) -> bool:
-        """Whether the whole stream is resident, so that swapping has nothing to do."""
-        return self._complete
-
     def sample(self, batch_size: int, generator: torch.Generator) -> RayBatch:
         """Draw pixels with replacement, with probability proportional to ``level_boost ** level``.
 

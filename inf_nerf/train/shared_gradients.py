@@ -3,18 +3,22 @@ control vector.
 
 Losses are normalised by global counts, so gradients are added, not averaged.  The control vector goes first: it tells
 which shared nodes anyone touched (only those are sent), and it makes every rank agree on stopping, saving, clipping and
-on a loss that is not finite.
+on a loss that is not finite.  Before the first step :func:`on_all_ranks` lets them agree on whether all are ready.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from inf_nerf.errors import InputError
 from inf_nerf.field.field import Field
 
 CONTROL = ("stop", "save", "not_finite", "seconds", "owned_norm2")
+
+Made = TypeVar("Made")
 
 
 class SharedGradients:
@@ -109,3 +113,24 @@ def _gradients(field: Field, node: int) -> list[Tensor]:
 def distributed() -> bool:
     """Whether this process is one of several."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def on_all_ranks(make: Callable[[], Made]) -> Made:
+    """What ``make`` returns if no rank has a problem; else the first rank's :class:`InputError` is raised on all.
+
+    A rank that gave up alone would leave the others waiting until their collective times out.
+    """
+    made: Made | None = None
+    problem: str | None = None
+    try:
+        made = make()
+    except InputError as error:
+        problem = str(error)
+    problems = [problem]
+    if distributed():
+        problems *= dist.get_world_size()
+        dist.all_gather_object(problems, problem)
+    for found in problems:
+        if found is not None:
+            raise InputError(found)
+    return cast(Made, made)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from inf_nerf.errors import InputError
 from inf_nerf.field.occupancy import POINTS, Occupancy
 
 G = 4
@@ -147,7 +148,7 @@ def test_protected_cells_are_never_empty(enabled: bool) -> None:
     probe(occupancy, Slope(lambda xyz: torch.zeros(len(xyz))), node=1)
     occupancy.refresh()
     assert torch.equal(occupancy.occupied, occupancy.protected)
-    assert bool(occupancy.contains(torch.tensor([[0.4, 0.6, 0.1]]), torch.tensor([1])).all())
+    assert bool(occupancy.occupied.view(-1)[occupancy.cell_of(torch.tensor([[0.4, 0.6, 0.1]]), torch.tensor([1]))])
     assert not bool(occupancy.occupied[0].any())
 
 
@@ -184,3 +185,11 @@ def test_grid_comes_back_from_its_state() -> None:
         each.refresh()
     assert torch.equal(other.occupied[1], occupancy.occupied[1])
     assert torch.equal(measured(other)[1], measured(occupancy)[1])
+
+
+def test_grid_of_another_resolution_is_refused_with_the_key_to_set() -> None:
+    state = grids().state_of(0)
+    with pytest.raises(InputError, match=r"27 cells for 'density' where 64 are expected; .*sampler\.occupancy_res"):
+        grids().load_state(0, {name: value[:27] for name, value in state.items()})
+    with pytest.raises(InputError, match="nothing for 'free'"):
+        grids().load_state(0, {name: value for name, value in state.items() if name != "free"})

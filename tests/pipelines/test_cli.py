@@ -315,6 +315,11 @@ def test_the_whole_path_with_two_workers_is_recorded_in_mlflow(
     assert "already trained" in capsys.readouterr().out
     assert cli.main(["train", *shared, "--lr", "2e-2"]) == 2
     assert "error: train.lr_init" in capsys.readouterr().err
+    settings = (here / "run" / "config.yaml").read_bytes()
+    assert cli.main(["train", *shared, "--resume", "latest", "--set", "data.tile_size=8"]) == 2
+    assert "error: data.tile_size" in capsys.readouterr().err
+    assert (here / "run" / "config.yaml").read_bytes() == settings
+    assert client.get_metric_history(run.info.run_id, "eval/psnr")[0].step == 40
     assert cli.main(["render", "run", "--path", "orbit", "--out", "still.png"]) == 0
     assert (here / "still.png").stat().st_size > 0
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from inf_nerf.config import Config, load_config
-from pipelines.progress import RowReader, TrainingProgress, describe, seconds_left, share_done
+from pipelines.progress import RowReader, TrainingProgress, describe, forget_rows_after, seconds_left, share_done
 
 
 @pytest.fixture
@@ -132,3 +132,12 @@ def test_the_earlier_of_steps_and_time_ends_the_training() -> None:
     assert share_done(rows[1], 100, 50.0) == pytest.approx(0.4)
     assert share_done(rows[1], 40, 50.0) == pytest.approx(0.5)
     assert share_done(row(200, seconds=1.0), 100, None) == 1
+
+
+def test_rows_that_will_be_trained_again_are_dropped_with_lines_that_are_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    forget_rows_after(path, 4)
+    assert not path.exists()
+    path.write_bytes(b'{"step": 2}\n\x00\x00}\n{"step": 4}\n[1]\n{"loss": 1}\n{"step": "4"}\n{"step": 6}\n{"step": 3')
+    forget_rows_after(path, 4)
+    assert path.read_bytes() == b'{"step": 2}\n{"step": 4}\n'

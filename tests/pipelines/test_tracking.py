@@ -97,6 +97,7 @@ def test_octree_evaluation_pictures_and_checkpoint_are_recorded(client: MlflowCl
         "eval/right_half/psnr": 22.5,
         "eval/right_half/level0/psnr": 21,
     }
+    assert client.get_metric_history(run.info.run_id, "eval/psnr")[0].step == 100
     assert run.data.tags["checkpoint.path"] == str(checkpoint)
     assert run.data.tags["checkpoint.sha256"] == "abc"
     names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
@@ -164,6 +165,19 @@ def test_an_interrupted_training_that_saved_is_killed_and_goes_on_in_the_same_ru
     assert len(client.get_metric_history(run.info.run_id, "loss")) == 2
 
 
+def test_a_run_is_unfinished_until_it_ended_well(client: MlflowClient, run_dir: Path) -> None:
+    assert not Tracker(Config(), run_dir).unfinished()  # nothing was begun
+    with Tracker(Config(), run_dir) as first:
+        first.interrupted()
+    assert Tracker(Config(), run_dir).unfinished()
+    assert client.get_run(run_id_of(first)).info.status == "KILLED"  # looking changes nothing
+    assert not Tracker(load_config(overrides=["tracking.experiment=other"]), run_dir).unfinished()
+    assert not Tracker(load_config(overrides=["tracking.enabled=false"]), run_dir).unfinished()
+    with Tracker(Config(), run_dir):
+        pass
+    assert not Tracker(Config(), run_dir).unfinished()
+
+
 def test_another_run_directory_or_experiment_or_a_lost_run_is_a_new_run(client: MlflowClient, run_dir: Path) -> None:
     ids = []
     for directory, experiment in ((run_dir, "a"), (run_dir, "b"), (run_dir.with_name("other"), "b")):
@@ -182,7 +196,7 @@ def test_switched_off_nothing_is_imported_or_written(run_dir: Path, monkeypatch:
     monkeypatch.setattr(tracking, "_open_client", refuse)
     with Tracker(load_config(overrides=["tracking.enabled=false"]), run_dir) as tracker:
         tracker.log_metrics([{"step": 1, "loss": 1.0}])
-        tracker.log_evaluation({"psnr": 1.0})
+        tracker.log_evaluation({"psnr": 1.0}, step=1)
         tracker.log_checkpoint(run_dir, "abc")
     assert tracker.run_id is None
     assert list(run_dir.iterdir()) == []

@@ -1,24 +1,227 @@
-"""What the parts of one run may differ in."""
+"""The training stage without Ray: what it refuses before it writes, what it clears away, and what it records.
 
+The workers' function runs in this process on the tiles of one rank; real Ray workers are tested by the command line.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pyarrow as pa
 import pytest
+import ray.train
 
-from inf_nerf.config import load_config
+from inf_nerf.config import Config, load_config
 from inf_nerf.errors import InputError
-from pipelines import train
+from inf_nerf.octree.partition import Partition
+from inf_nerf.octree.tiles import tile_file
+from inf_nerf.train.manifest import MANIFEST, digest_of, latest_checkpoint
+from inf_nerf.train.reservoir import TileBatches
+from pipelines import prepare, synth, train
+from pipelines.ingest import read_tile_table, read_tiles, tile_ranks
+from pipelines.run_lock import run_lock
+
+SETTINGS = [
+    "field.num_levels=4", "field.log2_table_size=9", "field.max_res=16", "field.hidden_density=16",
+    "field.hidden_color=16", "field.appearance_dim=4", "octree.num_levels=2", "octree.min_points=4",
+    "scene.pyramid_levels=2", "scene.val_every=5", "data.tile_size=16", "sampler.max_samples=32",
+    "sampler.occupancy_res=8", "train.num_workers=0", "train.batch_size=64", "train.steps=4", "train.log_every=1",
+    "train.val_rays=16", "train.save_every=2", "train.keep_checkpoints=9",
+]  # fmt: skip
+CONFIG = load_config(overrides=[*SETTINGS, "tracking.enabled=false"])
+
+
+def changed(*overrides: str) -> Config:
+    return load_config(None, overrides, base=CONFIG.model_dump(mode="json"))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "city"
+    synth.run(folder, blocks=1, photos=12, size=48, seed=0)
+    return folder
+
+
+def fit_here(config: Config, run_dir: Path, partition: Partition, start: Path | None) -> None:
+    """What Ray does, without Ray."""
+    prepared = prepare.read_prepared(run_dir)
+
+    def shard(name: str) -> TileBatches:
+        files = [tile_file(run_dir, photo) for photo in getattr(prepared.scene, name)]
+        (tiles,) = tile_ranks(read_tile_table(files, prepared.identity), partition)
+        return lambda: read_tiles(pa.table({"file": [str(file) for file in files]}), tiles)
+
+    settings = {"config": config, "run_dir": run_dir, "partition": partition, "start": start, "threads": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_shard", shard)
+        patch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
+        patch.setattr(ray.train, "report", lambda metrics: None)
+        problem = train.train_worker({**settings, "datasets": ("train", "val")})
+    if problem:
+        raise InputError(problem)
+
+
+@pytest.fixture(autouse=True)
+def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(config: Config, photos: list[int], run_dir: Path, identity: str) -> Iterator[dict[str, Any]]:
+        for photo in photos:
+            yield prepare.cut_and_write({"photo": photo}, config, str(run_dir), identity)
+
+    monkeypatch.setattr(prepare, "_cut_by_ray", cut)
+    monkeypatch.setattr(train, "start_ray", lambda cpus: None)
+    monkeypatch.setattr(train, "_fit", fit_here)
 
 
 @pytest.fixture
-def _checkpoint_of_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "read_manifest", lambda path: {"config": load_config().model_dump()})
+def scores(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Stands in for the evaluation; the checkpoints that were evaluated."""
+    evaluated: list[Path] = []
+
+    def evaluate(run_dir: Path, config: Config, checkpoint: Path | None = None) -> dict[str, Any]:
+        evaluated.append(checkpoint or train.evaluate.find_checkpoint(run_dir))
+        return {"psnr": 20.0}
+
+    monkeypatch.setattr(train.evaluate, "run", evaluate)
+    return evaluated
 
 
-@pytest.mark.usefixtures("_checkpoint_of_the_defaults")
-def test_a_run_may_go_on_with_another_backend_but_not_with_another_field() -> None:
-    train._refuse_change(load_config(overrides=["field.backend=torch"]), Path("run/checkpoints/1"), (), "")
+@pytest.fixture
+def trained(photos: Path, tmp_path: Path, scores: list[Path]) -> Path:
+    """A run of four steps with checkpoints at two and four."""
+    assert train.run(CONFIG, tmp_path / "run", data_root=photos) == 0
+    return tmp_path / "run"
 
-    with pytest.raises(InputError, match=r"field\.max_res is 99, but the run in run was made with 2048; start another"):
-        train._refuse_change(
-            load_config(overrides=["field.max_res=99"]), Path("run/checkpoints/1"), (), "start another"
-        )
+
+def content(run_dir: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(run_dir)): path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+
+
+def steps(run_dir: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_ends_with_checkpoints_rows_and_an_evaluation(trained: Path, scores: list[Path]) -> None:
+    assert steps(trained) == [1, 2, 3, 4]
+    assert scores == [trained / "checkpoints/00000004"]
+    assert not list(trained.rglob("*.partial"))
+
+
+def test_a_directory_that_was_never_prepared_is_refused(tmp_path: Path) -> None:
+    for run_dir in (tmp_path / "absent", tmp_path):
+        with pytest.raises(InputError, match="is not prepared; name the photos with --data-root"):
+            train.run(CONFIG, run_dir)
+    assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize("change", ["data.tile_size=8", "field.max_res=32", "scene.val_every=4"])
+def test_a_configuration_that_the_run_was_not_prepared_with_is_refused_before_anything_is_written(
+    photos: Path, tmp_path: Path, change: str
+) -> None:
+    run_dir = tmp_path / "run"
+    prepare.run(CONFIG, photos, run_dir)
+    before = content(run_dir)
+    with pytest.raises(InputError, match=rf"was prepared with {change.partition('=')[0]}=\d+, not \d+; choose another"):
+        train.run(changed(change), run_dir)
+    assert content(run_dir) == before | {".lock": b""}
+
+
+def test_a_checkpoint_of_other_photos_or_a_damaged_one_is_refused_before_anything_is_renamed(trained: Path) -> None:
+    early = trained / "checkpoints/00000002"
+    longer, whole = changed("train.steps=8"), (early / MANIFEST).read_text()
+    manifest = json.loads(whole) | {"identity": "other"}
+    (early / MANIFEST).write_text(json.dumps(manifest | {"digest": digest_of(manifest)}))
+    before = content(trained)
+    with pytest.raises(InputError, match="belongs to other photos"):
+        train.run(longer, trained, resume=str(early))
+    assert content(trained) == before
+    (early / MANIFEST).write_text(whole)
+    (early / "nodes/r.safetensors").write_bytes(b"")
+    before = content(trained)
+    with pytest.raises(InputError, match=r"r\.safetensors is damaged"):
+        train.run(longer, trained, resume=str(early))
+    assert content(trained) == before
+
+
+def test_going_back_continues_from_the_chosen_checkpoint(trained: Path) -> None:
+    assert train.run(changed("train.steps=6"), trained, resume=str(trained / "checkpoints/00000002")) == 0
+    assert steps(trained) == [1, 2, 3, 4, 5, 6]
+    kept = {path.name.partition("-")[0] for path in (trained / "checkpoints").iterdir()}
+    assert kept >= {"00000002", "00000006", "00000004.superseded"}
+
+
+def test_a_checkpoint_of_another_run_starts_this_one(trained: Path, photos: Path, tmp_path: Path) -> None:
+    start = str(trained / "checkpoints/00000002")
+    assert train.run(changed("train.steps=3"), tmp_path / "second", data_root=photos, resume=start) == 0
+    assert steps(tmp_path / "second") == [3]
+    with pytest.raises(InputError, match="has checkpoints of its own"):
+        train.run(changed("train.steps=9"), tmp_path / "second", resume=start)
+
+
+def test_what_interrupted_runs_left_is_cleared_away(trained: Path) -> None:
+    for name in ("checkpoints/00000009.partial", "ray/attempt-17"):
+        (trained / name).mkdir(parents=True)
+        (trained / name / "file").touch()
+    train.run(CONFIG, trained)
+    assert not list(trained.glob("checkpoints/*.partial"))
+    assert not list(trained.glob("ray/attempt-*"))
+
+
+def test_garbled_rows_and_rows_past_the_checkpoint_stop_nobody(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that stopped leaves garbled rows; a worker that Ray starts anew, rows past its checkpoint."""
+    metrics = trained / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes() + b'\0\0}\n{"step": 5')
+
+    def restarted(config: Config, run_dir: Path, partition: Partition, start: Path | None) -> None:
+        metrics.write_text(metrics.read_text() + '{"step": 5}\n{"step": 6}\n')
+        fit_here(config, run_dir, partition, start)
+
+    monkeypatch.setattr(train, "_fit", restarted)
+    assert train.run(changed("train.steps=6"), trained, resume="latest") == 0
+    assert steps(trained) == [1, 2, 3, 4, 5, 6]
+
+
+def test_two_trainings_never_share_a_run_directory(trained: Path) -> None:
+    holder = (
+        "import sys, time; from pathlib import Path; from pipelines.run_lock import run_lock\n"
+        "with run_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    program = [sys.executable, "-c", holder, str(trained)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match="Another process is training in"):
+            train.run(CONFIG, trained)
+        os.kill(other.pid, signal.SIGKILL)
+    with run_lock(trained):
+        pass
+
+
+def test_an_evaluation_that_was_interrupted_is_recorded_by_the_same_command(
+    photos: Path, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: list[Path]
+) -> None:
+    from mlflow import MlflowClient
+
+    config, run_dir, client = changed("tracking.enabled=true"), tmp_path / "run", MlflowClient(mlflow_uri)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.evaluate, "run", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(config, run_dir, data_root=photos)
+    run_id = json.loads((run_dir / "mlflow_run.json").read_text())["run_id"]
+    assert client.get_run(run_id).info.status == "KILLED"
+    assert train.run(config, run_dir) == 0
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.metrics["eval/psnr"]) == ("FINISHED", 20.0)
+    assert [metric.step for metric in client.get_metric_history(run_id, "eval/psnr")] == [4]
+    ended = run.info.end_time
+    assert train.run(config, run_dir) == 0  # there is nothing to record any more
+    assert client.get_run(run_id).info.end_time == ended
+    assert scores == [latest_checkpoint(run_dir)] * 2

@@ -13,15 +13,9 @@ from safetensors.torch import load_file
 from inf_nerf.errors import InputError
 from inf_nerf.octree.topology import key_name
 from inf_nerf.scene.cameras import Rays
-from inf_nerf.train.checkpoint import (
-    MANIFEST,
-    latest_checkpoint,
-    load_checkpoint,
-    read_manifest,
-    restore,
-    save_checkpoint,
-)
+from inf_nerf.train.checkpoint import load_checkpoint, restore, save_checkpoint
 from inf_nerf.train.loop import Work, train
+from inf_nerf.train.manifest import MANIFEST, latest_checkpoint, read_manifest
 from tests.train.ranks import run_ranks
 from tests.train.tiny import tiny_config, tiny_octree, tiny_scene, tiny_work
 
@@ -268,9 +262,18 @@ def test_training_does_not_continue_from_a_damaged_file(copied: Path, name: str)
         restore(tiny_work().work, copied)
 
 
+def test_training_does_not_continue_with_another_occupancy_grid(copied: Path) -> None:
+    config = tiny_config(sampler={"occupancy_res": 4})
+    with pytest.raises(InputError, match=r"512 cells .* where 64 are expected; .*sampler\.occupancy_res"):
+        restore(tiny_work(config).work, copied)
+
+
 def test_viewer_does_not_need_the_moments(copied: Path) -> None:
+    expected = load_checkpoint(copied)
     shutil.rmtree(copied / "optimiser")
-    load_checkpoint(copied)
+    found = load_checkpoint(copied)
+    assert torch.equal(found.model.field.tables, expected.model.field.tables)
+    assert found.digest == expected.digest
 
 
 def test_interrupted_save_does_not_count(copied: Path) -> None:

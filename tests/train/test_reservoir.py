@@ -74,7 +74,6 @@ def test_pixels_are_drawn_in_proportion_to_their_levels_boost() -> None:
     half = np.arange(SIZE * SIZE).reshape(SIZE, SIZE) % 2 == 0
     tiles = [tile(0, level=0), tile(1, level=2), tile(2, level=1, mask=half)]
     reservoir = Reservoir(stream(tiles), 1 << 20, 3.0)
-    assert reservoir.total_pixels == 64 * (1 + 9 + 1.5)
     batch = reservoir.sample(40_000, torch.Generator().manual_seed(0))
     share = batch.photo.bincount(minlength=3) / len(batch)
     torch.testing.assert_close(share, torch.tensor([1.0, 9.0, 1.5]) / 11.5, atol=0.01, rtol=0)
@@ -86,7 +85,7 @@ def test_pixels_are_drawn_in_proportion_to_their_levels_boost() -> None:
 
 def test_small_shard_is_loaded_once_and_never_swapped() -> None:
     reservoir = Reservoir(stream([tile(n) for n in range(5)]), 5 * TILE_BYTES, 2.0)
-    assert reservoir.holds_everything
+    assert reservoir.state()["complete"]
     assert numbers(reservoir) == list(range(5))
     assert reservoir.nbytes == 5 * TILE_BYTES
     assert reservoir.swap() == 0
@@ -98,7 +97,7 @@ def test_swapping_replaces_the_oldest_under_the_cap_and_comes_round_to_every_til
     tiles = [tile(n, mask=mask if n % 3 == 0 else None, width=SIZE) for n in range(23)]
     capacity = 6 * TILE_BYTES + 50
     reservoir = Reservoir(stream(tiles), capacity, 2.0)
-    assert not reservoir.holds_everything
+    assert not reservoir.state()["complete"]
     seen = set(numbers(reservoir))
     for _ in range(60):
         before = numbers(reservoir)
@@ -145,14 +144,14 @@ def test_state_of_another_shard_is_refused_and_the_reservoir_filled_anew() -> No
         reservoir._tile_batches = stream([tile(n) for n in other])
         assert not reservoir.restore(state)
         assert numbers(reservoir) == other
-        assert reservoir.holds_everything
+        assert reservoir.state()["complete"]
 
 
 def test_empty_shard_gives_empty_batches() -> None:
     for tiles in ([], [tile(0, mask=np.zeros((SIZE, SIZE), bool))]):
         reservoir = Reservoir(stream(tiles), 1000, 2.0)
         batch = reservoir.sample(100, torch.Generator())
-        assert len(batch) == len(reservoir) == reservoir.swap() == reservoir.nbytes == reservoir.total_pixels == 0
+        assert len(batch) == len(reservoir) == reservoir.swap() == reservoir.nbytes == 0
         assert batch.xy.shape == (0, 2)
         assert batch.rgb.shape == (0, 3)
         assert Reservoir(stream(tiles), 1000, 2.0, reservoir.state()).state() == reservoir.state()

@@ -8,12 +8,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from inf_nerf.errors import InputError
 from inf_nerf.octree.partition import Partition, make_partition
 from inf_nerf.octree.routing import route
 from inf_nerf.scene.cameras import Rays
 from inf_nerf.train.loop import NotFiniteError, Work, forward, train
 from inf_nerf.train.loss_scale import FIRST, LossScale
 from inf_nerf.train.reservoir import RayBatch
+from inf_nerf.train.shared_gradients import on_all_ranks
 from tests.train.ranks import run_ranks
 from tests.train.tiny import texture, tiny_config, tiny_octree, tiny_scene, tiny_work
 
@@ -277,3 +279,24 @@ def test_float16_overflow_on_one_rank_skips_the_step_on_all_and_halves_their_sca
     assert scales == (FIRST / 2, FIRST / 2)
     assert unchanged == (True, True)
     assert all(torch.equal(a, b) for a, b in zip(*shared, strict=True))
+
+
+def ready_or_problem(rank: int) -> tuple[str, str]:
+    """What two ranks are told when both are ready, and when only the second has a problem."""
+
+    def fail() -> str:
+        if rank == 1:
+            raise InputError("The file of rank 1 is damaged; replace it.")
+        return "ready"
+
+    try:
+        return on_all_ranks(lambda: f"made by {rank}"), on_all_ranks(fail)
+    except InputError as error:
+        return f"made by {rank}", str(error)
+
+
+def test_all_ranks_give_up_together_with_the_problem_of_one() -> None:
+    problem = "The file of rank 1 is damaged; replace it."
+    assert run_ranks(2, ready_or_problem) == [("made by 0", problem), ("made by 1", problem)]
+    assert ready_or_problem(0) == ("made by 0", "ready")
+    assert ready_or_problem(1) == ("made by 1", problem)

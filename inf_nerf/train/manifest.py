@@ -1,0 +1,150 @@
+"""The checkpoint directories of a run: which are complete, what a manifest says, whether files are as they were saved.
+
+A directory named ``<step>`` with a manifest is complete.  Other names are not counted: ``<step>.partial`` is a save
+that never ended, ``<step>.replaced`` what an interrupted save was about to replace (:func:`clear_leftovers` puts both
+right); ``<step>.superseded-<time>`` is what was trained after the checkpoint that a run went back to.  It is kept until
+somebody deletes it; renamed to ``<step>`` it counts again.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from inf_nerf.config import Config
+from inf_nerf.errors import InputError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+log = logging.getLogger(__name__)
+
+
+def checkpoints_dir(run_dir: Path) -> Path:
+    return run_dir / "checkpoints"
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None."""
+    return next(reversed(_complete(run_dir)), None)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint directory, checked for its version and its own hash; files are checked when read."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        if not isinstance(manifest, dict):
+            raise ValueError(f"a {type(manifest).__name__} where an object was saved")
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path} is not a complete checkpoint (it has no {MANIFEST}); name another one.") from None
+    except ValueError:
+        raise InputError(
+            f"{path / MANIFEST} is damaged (not a JSON object); delete {path} to use the checkpoint before it."
+        ) from None
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has checkpoint format {manifest.get('format_version')}, this version reads {FORMAT_VERSION}; "
+            "use the version of inf-nerf that wrote it or train again in another --output-dir."
+        )
+    if manifest.get("digest") != digest_of(manifest):
+        raise InputError(
+            f"{path / MANIFEST} is damaged (another hash was saved); delete {path} to use the checkpoint before it."
+        )
+    return manifest
+
+
+def config_of(path: Path, manifest: dict[str, Any]) -> Config:
+    """The configuration in a checkpoint's manifest; :class:`InputError` where this version cannot use it."""
+    try:
+        return Config.model_validate(manifest["config"])
+    except ValidationError as error:
+        key = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise InputError(
+            f"{path} was saved by another version of inf-nerf, whose setting {key!r} this one cannot use; "
+            "use that version or train again in another --output-dir."
+        ) from error
+
+
+def verify_files(path: Path) -> None:
+    """Read every file of a checkpoint; raises :class:`InputError` naming the first that is not as it was saved."""
+    manifest = read_manifest(path)
+    for name in manifest["files"]:
+        read_verified(path, name, manifest)
+
+
+def clear_leftovers(run_dir: Path) -> None:
+    """Remove what interrupted saves left behind; nobody may be saving meanwhile."""
+    for replaced in checkpoints_dir(run_dir).glob("*.replaced"):
+        final = replaced.with_suffix("")
+        if final.exists():
+            shutil.rmtree(replaced)
+        else:
+            os.replace(replaced, final)  # the save ended between its two renames
+    for partial in checkpoints_dir(run_dir).glob("*.partial"):
+        shutil.rmtree(partial)
+
+
+def read_verified(path: Path, name: str, manifest: dict[str, Any]) -> bytes:
+    """Content of a file whose size and hash agree with the manifest."""
+    expected = manifest["files"].get(name)
+    if expected is None:
+        raise InputError(
+            f"{path / MANIFEST} does not list {name}; the checkpoint belongs to another tree, name another."
+        )
+    file = path / name
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        data = b""
+    if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
+        raise InputError(
+            f"{file} is damaged ({len(data)} bytes where {expected['bytes']} with another hash were saved); "
+            f"delete {path} to use the checkpoint before it."
+        )
+    return data
+
+
+def digest_of(manifest: dict[str, Any]) -> str:
+    """Hash of all that a manifest says but the time taken and where the photos are, which may move."""
+    content = {key: value for key, value in manifest.items() if key not in ("seconds", "root", "digest")}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def put_in_place(partial: Path, final: Path) -> None:
+    """Rename a finished save; an earlier one of the same step is gone only when the new one is there."""
+    replaced = final.with_name(final.name + ".replaced")
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.replace(final, replaced)
+    os.replace(partial, final)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _complete(run_dir: Path) -> list[Path]:
+    """Complete checkpoints in the order of their steps."""
+    paths = [path.parent for path in checkpoints_dir(run_dir).glob(f"*/{MANIFEST}") if path.parent.name.isdigit()]
+    return sorted(paths, key=lambda path: int(path.name))
+
+
+def forget_old(run_dir: Path, keep: int) -> None:
+    """Delete all but the newest checkpoints and the one that val photos like best."""
+    complete = _complete(run_dir)
+    scores = {path: score for path in complete if (score := _val_psnr(path)) is not None}
+    best = max(scores, key=lambda path: scores[path], default=None)
+    for path in complete[:-keep]:
+        if path != best:
+            shutil.rmtree(path)
+
+
+def _val_psnr(path: Path) -> float | None:
+    """The score of a checkpoint, or None where it has none or cannot be read, which must not stop a save."""
+    try:
+        return read_manifest(path)["val_psnr"]
+    except InputError as error:
+        log.warning("%s", error)
+        return None
