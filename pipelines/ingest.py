@@ -107,7 +107,7 @@ def datasets_for(
 ) -> tuple[dict[str, Dataset | DataIterator], OwnedTiles]:
     """What a TorchTrainer needs to feed ``num_workers`` ranks: its ``datasets`` and its ``dataset_config``.
 
-    The datasets are ``train`` and ``val``; either may be empty.  With 0 workers (local mode) Ray Train hands
+    The datasets are ``train`` and, where there are val photos, ``val``.  With 0 workers (local mode) Ray Train hands
     ``datasets`` to the training function as they are, so they are already the iterators of the one rank.
     """
     prepared = read_prepared(run_dir)
@@ -115,6 +115,8 @@ def datasets_for(
     datasets: dict[str, Dataset] = {}
     ranks: dict[str, list[RankTiles]] = {}
     for split, photos in (("train", prepared.scene.train), ("val", prepared.scene.val)):
+        if not photos:
+            continue  # Ray Data makes no dataset of nothing
         files = [tile_file(run_dir.resolve(), photo) for photo in photos]
         ranks[split] = tile_ranks(read_tile_table(files, prepared.identity), partition)
         datasets[split] = tile_files(files)

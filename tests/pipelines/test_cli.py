@@ -321,6 +321,21 @@ def test_the_whole_path_with_two_workers_is_recorded_in_mlflow(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_a_handful_of_photos_of_which_none_is_val_is_trained(config_file: Path, mlflow_uri: str) -> None:
+    here = config_file.parent
+    shared = ["--config", str(config_file), "--output-dir", "run", "--set", "tracking.enabled=false"]
+    for command in (
+        ["synth", "--out", "few", *"--blocks 1 --photos 5 --size 48".split()],
+        ["train", *shared, "--data-root", "few", "--steps", "10", "--workers", "0"],
+    ):
+        done = run_program("pipelines", *command, cwd=here)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((here / "run" / "scene.json").read_text())["report"]["val"] == 0
+    assert json.loads((here / "run" / "eval.json").read_text())["images"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_signal_saves_and_ends_the_run_as_killed_and_the_same_command_continues_it(
     city: Path, config_file: Path, mlflow_uri: str
 ) -> None:
