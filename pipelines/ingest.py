@@ -28,7 +28,7 @@ from inf_nerf.errors import InputError
 from inf_nerf.octree.partition import Partition
 from inf_nerf.octree.tiles import IDENTITY_KEY, TILE_SCHEMA, tile_file
 from pipelines.prepare import read_prepared
-from pipelines.ray_session import session_cpus, start_ray
+from pipelines.ray_session import check_workers_fit, session_cpus, start_ray
 
 PIXEL_COLUMNS = [name for name in TILE_SCHEMA.names if name not in ("split", "nodes")]
 TILE_TABLE = pa.schema([TILE_SCHEMA.field("tile"), TILE_SCHEMA.field("nodes")])
@@ -112,6 +112,7 @@ def datasets_for(
     """
     prepared = read_prepared(run_dir)
     start_ray(session_cpus(config))
+    check_workers_fit(config)
     datasets: dict[str, Dataset] = {}
     ranks: dict[str, list[RankTiles]] = {}
     for split, photos in (("train", prepared.scene.train), ("val", prepared.scene.val)):

@@ -165,6 +165,7 @@ def test_a_run_without_val_photos_has_no_val_dataset(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(prepare, "_cut_by_ray", cut_here)
     monkeypatch.setattr(ingest, "start_ray", lambda num_cpus: None)
+    monkeypatch.setattr(ingest, "check_workers_fit", lambda config: None)
     monkeypatch.setattr(ingest, "tile_files", list_files)
     synth.run(tmp_path / "city", blocks=1, photos=5, size=64, seed=0)
     config = load_config(None, ["scene.val_every=16"], base=CONFIG.model_dump(mode="json"))

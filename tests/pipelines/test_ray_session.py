@@ -1,0 +1,60 @@
+"""Ray is joined where there is a cluster and started where there is none, and what it lacks is said at once."""
+
+import logging
+from typing import Any
+
+import pytest
+import ray
+
+from inf_nerf.config import load_config
+from inf_nerf.errors import InputError
+from pipelines.ray_session import check_workers_fit, session_cpus, start_ray
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The arguments that ``ray.init`` is called with, which does nothing."""
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **arguments: calls.append(arguments))
+    return calls
+
+
+def test_a_cluster_is_joined_with_its_own_resources(
+    started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    start_ray(7)
+    (arguments,) = started
+    assert not {"address", "num_cpus", "num_gpus", "resources", "object_store_memory"} & set(arguments)
+
+
+def test_without_a_cluster_ray_starts_here_even_if_another_one_runs(
+    started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    start_ray(7)
+    (arguments,) = started
+    assert (arguments["address"], arguments["num_cpus"]) == ("local", 7)
+
+
+def test_workers_that_this_machine_cannot_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = load_config(overrides=["train.num_workers=2", "train.gpus_per_worker=1"])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(session_cpus(config)), "GPU": 1.0})
+    with pytest.raises(InputError, match=r"2 workers with train\.gpus_per_worker=1 need more than the 1 GPUs of this"):
+        check_workers_fit(config)
+    for fitting in ("train.num_workers=1", "train.num_workers=0", "train.gpus_per_worker=0.5"):
+        check_workers_fit(load_config(overrides=[fitting], base=config.model_dump(mode="json")))
+
+
+def test_a_cluster_that_has_to_grow_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    config = load_config(overrides=["train.num_workers=4", "train.cpus_per_worker=2", "train.gpus_per_worker=1"])
+    with caplog.at_level(logging.WARNING):
+        check_workers_fit(config)
+    (record,) = caplog.records
+    assert "need more than the 0 GPUs that the cluster has now" in record.getMessage()
