@@ -3,6 +3,8 @@
     data root --load_scene--> Scene --build_octree--> Octree
         photos --Ray Data, one task a photo--> tiles/<photo>.parquet --> tiles/summary.json (written last)
 
+Test photos are decoded like the others, so that a damaged one is found before a training and not after it, but they get
+no tiles.
 Every file is written whole or not at all, so an interrupted run is continued by the same command; tile files that fit
 are kept.  What the tiles depend on is hashed into an identity that every tile file carries.  On a cluster the data root
 and the run directory must lie on storage that all nodes share.
@@ -30,6 +32,7 @@ from inf_nerf.octree.tiles import TileCounts, cut_photo, read_counts, tile_file,
 from inf_nerf.octree.topology import Octree
 from inf_nerf.scene.photos import read_mask, read_photo
 from inf_nerf.scene.scene import Scene, load_scene
+from inf_nerf.train.evaluation import require_test_photos
 from pipelines.ray_session import num_cores, on_cluster, session_cpus, start_ray
 
 logger = logging.getLogger(__name__)
@@ -65,6 +68,7 @@ def run(config: Config, data_root: Path, run_dir: Path) -> None:
             console.print(f"{run_dir} is already prepared: {prepared.num_tiles} tiles; nothing to do.")
             return
     scene = load_scene(data_root, config.scene)
+    require_test_photos(scene)  # a training ends with their evaluation
     octree = build_octree(scene.points.xyz, scene.points.footprint, config.octree, config.field.max_res)
     identity = tile_identity(scene, octree, config)
     per_level = octree.level.bincount().tolist()
@@ -127,25 +131,25 @@ def _refuse_other_run(config: Config, data_root: Path, run_dir: Path) -> None:
 
 
 def _cut_photos(config: Config, scene: Scene, run_dir: Path, identity: str, console: Console) -> dict[int, TileCounts]:
-    """Make the missing tile files; counts of every photo that has one."""
-    photos = sorted(scene.train + scene.val)
+    """Make the missing tile files and decode the test photos; counts of every photo that has tiles."""
+    with_tiles = sorted(scene.train + scene.val)
     counts: dict[int, TileCounts] = {}
-    for photo in photos:
+    for photo in with_tiles:
         kept = read_counts(tile_file(run_dir, photo), identity)
         if kept is not None:
             counts[photo] = kept
     if counts:
-        console.print(f"{len(counts)} of {len(photos)} photos have their tiles already")
-    missing = [photo for photo in photos if photo not in counts]
+        console.print(f"{len(counts)} of {len(with_tiles)} photos have their tiles already")
+    missing = [photo for photo in range(len(scene.photos)) if photo not in counts]
     columns = (TextColumn("cutting photos"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("", total=len(photos), completed=len(counts))
+        bar = progress.add_task("", total=len(scene.photos), completed=len(counts))
         for row in _cut_by_ray(config, missing, run_dir, identity):
             if row["error"]:
                 raise InputError(row["error"])
-            counts[row["photo"]] = TileCounts(
-                row["tiles"], row["nodes"], row["pixels"], (row["red"], row["green"], row["blue"])
-            )
+            if scene.photos[row["photo"]].split != "test":
+                colour_sum = row["red"], row["green"], row["blue"]
+                counts[row["photo"]] = TileCounts(row["tiles"], row["nodes"], row["pixels"], colour_sum)
             progress.advance(bar)
     return counts
 
@@ -164,31 +168,23 @@ def _cut_by_ray(config: Config, photos: list[int], run_dir: Path, identity: str)
 
 
 def cut_and_write(row: dict[str, Any], config: Config, run_dir: str, identity: str) -> dict[str, Any]:
-    """Decode one photo, cut it, write its tiles; runs in a Ray task.
+    """Decode one photo, cut it, write its tiles (of a test photo only decode it and its mask); runs in a Ray task.
 
     Input that cannot be used comes back as a sentence in ``error``: an exception would reach the driver wrapped in
     Ray's own and after its retries.
     """
-    photo = row["photo"]
+    photo, counts, error = row["photo"], TileCounts(0, 0, 0, (0.0, 0.0, 0.0)), ""
     try:
         scene, octree = _scene_and_octree(run_dir, identity)
         image, mask = read_photo(scene, photo), read_mask(scene, photo)
-        table, counts = cut_photo(scene, octree, photo, image, mask, config, identity)
-    except InputError as error:
-        return {
-            "photo": photo,
-            "tiles": 0,
-            "nodes": 0,
-            "pixels": 0,
-            "red": 0.0,
-            "green": 0.0,
-            "blue": 0.0,
-            "error": str(error),
-        }
-    write_tiles(tile_file(Path(run_dir), photo), table)
+        if scene.photos[photo].split != "test":
+            table, counts = cut_photo(scene, octree, photo, image, mask, config, identity)
+            write_tiles(tile_file(Path(run_dir), photo), table)
+    except InputError as problem:
+        error = str(problem)
     values = asdict(counts)
     red, green, blue = values.pop("colour_sum")
-    return {"photo": photo, **values, "red": red, "green": green, "blue": blue, "error": ""}
+    return {"photo": photo, **values, "red": red, "green": green, "blue": blue, "error": error}
 
 
 @lru_cache(maxsize=1)

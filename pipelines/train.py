@@ -30,6 +30,7 @@ from inf_nerf.files import write_atomic
 from inf_nerf.octree.partition import Partition, make_partition
 from inf_nerf.train.assembly import assemble
 from inf_nerf.train.checkpoint import latest_checkpoint, read_manifest, restore, save_checkpoint
+from inf_nerf.train.evaluation import require_test_photos
 from inf_nerf.train.loop import NotFiniteError
 from inf_nerf.train.loop import train as train_loop
 from inf_nerf.train.reservoir import TileBatches
@@ -63,6 +64,7 @@ def run(config: Config, run_dir: Path, data_root: Path | None = None, resume: st
     elif not (run_dir / "run.json").exists():
         raise InputError(f"{run_dir} is not prepared; name the photos with --data-root or run inf-nerf prepare first.")
     prepared = prepare.read_prepared(run_dir)
+    require_test_photos(prepared.scene)
     if start is not None and read_manifest(start)["identity"] != prepared.identity:
         raise InputError(f"{start} belongs to other photos or another tree than {run_dir}; resume a checkpoint of it.")
     write_atomic(run_dir / "config.yaml", config.to_yaml())

@@ -6,18 +6,20 @@ Only the fixture goes through Ray; the other runs cut their photos in this proce
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from inf_nerf.config import Config, load_config
 from inf_nerf.errors import InputError
 from inf_nerf.octree.tiles import IDENTITY_KEY, tile_file
 from inf_nerf.scene.photos import read_photo
-from pipelines import prepare, synth
+from pipelines import prepare, synth, train
 
 SETTINGS = [
     "field.max_res=16", "octree.num_levels=3", "octree.min_points=4", "data.tile_size=16",
@@ -141,13 +143,14 @@ def test_run_of_another_format_version_is_refused(run_dir: Path, photos: Path) -
             attempt()
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
 def test_corrupt_photo_is_one_sentence_and_the_next_run_finishes(
-    made_by_ray: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made_by_ray: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
 ) -> None:
     monkeypatch.setattr(prepare, "_cut_by_ray", cut_here)
     data, run_dir = Path(shutil.copytree(photos, tmp_path / "data")), tmp_path / "run"
     scene = prepare.read_prepared(made_by_ray).scene
-    file = data / scene.photos[scene.train[3]].file
+    file = data / scene.photos[getattr(scene, split)[1]].file
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=file.name):
@@ -158,6 +161,45 @@ def test_corrupt_photo_is_one_sentence_and_the_next_run_finishes(
     file.write_bytes(whole)
     prepare.run(CONFIG, data, run_dir)
     assert prepare.read_prepared(run_dir).num_tiles == prepare.read_prepared(made_by_ray).num_tiles
+
+
+def test_damaged_mask_of_a_test_photo_is_found(
+    made_by_ray: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "_cut_by_ray", cut_here)
+    data = Path(shutil.copytree(photos, tmp_path / "data"))
+    scene = prepare.read_prepared(made_by_ray).scene
+    for photo in scene.photos:
+        mask = data / "masks" / f"{photo.name}.png"
+        mask.parent.mkdir(exist_ok=True)
+        Image.new("L", Image.open(data / photo.file).size, 255).save(mask)
+    damaged = data / "masks" / f"{scene.photos[scene.test[0]].name}.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    with pytest.raises(InputError, match=damaged.name):
+        prepare.run(changed("scene.masks_dir=masks"), data, tmp_path / "run")
+
+
+def test_split_without_test_photos_is_refused_before_anything_is_written(
+    made_by_ray: Path, photos: Path, tmp_path: Path
+) -> None:
+    every = tmp_path / "train.txt"
+    every.write_text("\n".join(photo.name for photo in prepare.read_prepared(made_by_ray).scene.photos))
+    with pytest.raises(InputError, match=r"no test photos; name some in scene\.test_list"):
+        prepare.run(changed(f"scene.train_list={every}"), photos, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_a_run_without_test_photos_is_refused_before_it_starts(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepare.read_prepared(run_dir)
+    photos = tuple(replace(photo, split="train") for photo in prepared.scene.photos)
+    without = replace(prepared, scene=replace(prepared.scene, photos=photos))
+    monkeypatch.setattr(prepare, "read_prepared", lambda path: without)
+    before = written(run_dir)
+    with pytest.raises(InputError, match="no test photos"):
+        train.run(CONFIG, run_dir)
+    assert written(run_dir) == before
 
 
 def test_tiles_of_another_octree_are_refused_and_made_anew(
