@@ -6,7 +6,8 @@
 Test photos are decoded like the others, so that a damaged one is found before a training and not after it, but they get
 no tiles.
 Every file is written whole or not at all, so an interrupted run is continued by the same command; tile files that fit
-are kept.  What the tiles depend on is hashed into an identity that every tile file carries.  On a cluster the data root
+are kept.  What the tiles depend on is hashed into an identity that every tile file carries.  The files of the data root
+are told by size and time: what changed is cut again, or refused once the run is complete.  On a cluster the data root
 and the run directory must lie on storage that all nodes share.
 """
 
@@ -32,6 +33,7 @@ from inf_nerf.octree.tiles import TileCounts, cut_photo, read_counts, tile_file,
 from inf_nerf.octree.topology import Octree
 from inf_nerf.scene.photos import read_mask, read_photo
 from inf_nerf.scene.scene import Scene, load_scene
+from inf_nerf.scene.sources import changed_files, stamp_files
 from inf_nerf.train.evaluation import require_test_photos
 from pipelines.ray_session import num_cores, on_cluster, session_cpus, start_ray
 
@@ -39,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 RUN_FILE, CONFIG_FILE, OCTREE_FILE, SUMMARY_FILE = "run.json", "config.yaml", "octree.safetensors", "tiles/summary.json"
+SOURCES_FILE = "sources.json"  # `Stamps` of the files that the run was prepared from
 TILE_KEYS = ("scene.", "octree.", "field.max_res", "data.tile_size")  # config keys that shape what is prepared
 
 
@@ -65,6 +68,7 @@ def run(config: Config, data_root: Path, run_dir: Path) -> None:
     if (run_dir / RUN_FILE).is_file():
         _refuse_other_run(config, data_root, run_dir)
         if (prepared := _complete(run_dir)) is not None:
+            _refuse_changed_files(data_root, run_dir)
             console.print(f"{run_dir} is already prepared: {prepared.num_tiles} tiles; nothing to do.")
             return
     scene = load_scene(data_root, config.scene)
@@ -82,6 +86,7 @@ def run(config: Config, data_root: Path, run_dir: Path) -> None:
     write_atomic(run_dir / CONFIG_FILE, config.to_yaml())
     description = {"format_version": FORMAT_VERSION, "data_root": str(data_root), "identity": identity}
     write_atomic(run_dir / RUN_FILE, json.dumps(description, indent=1) + "\n")
+    _forget_stale_tiles(scene, run_dir)
     counts = _cut_photos(config, scene, run_dir, identity, console)
     summary = _summary(scene, counts, identity)
     write_atomic(run_dir / SUMMARY_FILE, json.dumps(summary, indent=1) + "\n")
@@ -128,6 +133,31 @@ def _refuse_other_run(config: Config, data_root: Path, run_dir: Path) -> None:
             raise InputError(
                 f"{run_dir} was prepared with {key}={stored[key]}, not {value}; choose another --output-dir."
             )
+
+
+def _refuse_changed_files(data_root: Path, run_dir: Path) -> None:
+    changed = changed_files(data_root, _stored_stamps(run_dir))
+    if changed:
+        more = f" and {len(changed) - 1} more have" if len(changed) > 1 else " has"
+        raise InputError(
+            f"{changed[0]}{more} changed since {run_dir} was prepared; choose another --output-dir, or train without "
+            f"--data-root on what was prepared."
+        )
+
+
+def _forget_stale_tiles(scene: Scene, run_dir: Path) -> None:
+    """Delete tiles made of files that have changed, and stamp the files anew."""
+    stored, now = _stored_stamps(run_dir), stamp_files(scene)
+    changed = {file for file, stamp in now.items() if stored.get(file) != stamp}
+    for index, photo in enumerate(scene.photos):
+        if not changed.isdisjoint({*scene.sources, photo.file, photo.mask}):
+            tile_file(run_dir, index).unlink(missing_ok=True)
+    write_atomic(run_dir / SOURCES_FILE, json.dumps(now, indent=1) + "\n")
+
+
+def _stored_stamps(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / SOURCES_FILE
+    return _read_json(path) if path.is_file() else {}
 
 
 def _cut_photos(config: Config, scene: Scene, run_dir: Path, identity: str, console: Console) -> dict[int, TileCounts]:

@@ -15,6 +15,7 @@ from inf_nerf.scene.colmap_files import check_binary, check_text
 
 FOLDERS = ("sparse/0", "sparse", ".")
 FILES = ("cameras", "images", "points3D")
+FURTHER_FILES = ("rigs", "frames")  # since COLMAP 3.12
 
 
 def find_model(root: Path) -> tuple[Path, str] | None:
@@ -76,6 +77,11 @@ def read_colmap(root: Path, folder: Path, suffix: str, images_dir: str) -> Captu
         camera_id=np.array([camera_keys.index(image.camera_id) for image in images], np.int64),
         cam_to_world=np.array(poses, np.float64).reshape(-1, 3, 4),
         tracks=_tracks(model, images),
+        sources=[
+            (folder / f"{name}{suffix}").relative_to(root).as_posix()
+            for name in FILES + FURTHER_FILES
+            if (folder / f"{name}{suffix}").is_file()
+        ],
         report={
             "format": f"colmap{suffix}",
             "missing_frames": 0,

@@ -4,6 +4,7 @@ Only the fixture goes through Ray; the other runs cut their photos in this proce
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -161,6 +162,49 @@ def test_corrupt_photo_is_one_sentence_and_the_next_run_finishes(
     file.write_bytes(whole)
     prepare.run(CONFIG, data, run_dir)
     assert prepare.read_prepared(run_dir).num_tiles == prepare.read_prepared(made_by_ray).num_tiles
+
+
+@pytest.fixture
+def data(photos: Path, tmp_path: Path) -> Path:
+    """A copy of the photos that a test may change."""
+    return Path(shutil.copytree(photos, tmp_path / "data"))
+
+
+@pytest.mark.parametrize("file", ["sparse/0/points3D.bin", "images/{photo}", "masks/{photo}.png", "test.txt"])
+def test_file_that_changed_after_preparing_is_refused_by_name(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    monkeypatch.setattr(prepare, "_cut_by_ray", cut_here)
+    run_dir, names = tmp_path / "run", sorted(path.name for path in (data / "images").iterdir())
+    (data / "masks").mkdir()
+    for name in names:
+        Image.new("L", Image.open(data / "images" / name).size, 255).save(data / "masks" / f"{name}.png")
+    (data / "test.txt").write_text(names[0] + "\n")
+    config = changed("scene.masks_dir=masks", f"scene.test_list={data / 'test.txt'}")
+    prepare.run(config, data, run_dir)
+    prepare.run(config, data, run_dir)
+    path = data / file.format(photo=names[3])
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    before = written(run_dir)
+    with pytest.raises(InputError, match=rf"{path.name} has changed since .*choose another --output-dir"):
+        prepare.run(config, data, run_dir)
+    assert written(run_dir) == before
+
+
+def test_photo_that_changed_before_preparing_was_finished_is_cut_again_and_alone(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "_cut_by_ray", cut_here)
+    run_dir = tmp_path / "run"
+    prepare.run(CONFIG, data, run_dir)
+    scene, before = prepare.read_prepared(run_dir).scene, written(run_dir)
+    (run_dir / "tiles/summary.json").unlink()
+    photo = data / scene.photos[scene.train[2]].file
+    Image.new("RGB", Image.open(photo).size, (200, 0, 0)).save(photo)
+    prepare.run(CONFIG, data, run_dir)
+    after = written(run_dir)
+    tiles = {name for name in after if name.endswith(".parquet") and after[name] != before[name]}
+    assert tiles == {str(tile_file(run_dir, scene.train[2]).relative_to(run_dir))}
 
 
 def test_damaged_mask_of_a_test_photo_is_found(
