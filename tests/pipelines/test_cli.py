@@ -1,5 +1,6 @@
 """The command line: flags are config keys, bad input is one sentence and exit code 2, and a stage is a module too."""
 
+import errno
 import json
 import logging
 import os
@@ -170,6 +171,29 @@ def test_bad_input_found_by_a_worker_is_the_same_sentence(
         stage("prepare", error)
         assert cli.main(["prepare", "--data-root", "x", "--output-dir", str(tmp_path)]) == 2
         assert capsys.readouterr().err == "error: The photo a.jpg is damaged; replace it.\n"
+
+
+def test_a_file_that_the_system_refuses_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    out = file / "run" / "city"
+    assert cli.main(["synth", "--out", str(out), "--blocks", "1", "--photos", "3", "--size", "32"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {file}")
+    assert shown.endswith(": Not a directory; correct the path or its permissions.\n")
+    assert shown.count("\n") == 1
+
+
+def test_a_full_disk_is_one_sentence_and_a_lost_connection_is_not_taken_for_a_file(
+    stage: Callable[..., Calls], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["prepare", "--data-root", "x", "--output-dir", str(tmp_path)]
+    stage("prepare", OSError(errno.ENOSPC, "No space left on device"))
+    assert cli.main(command) == 2
+    assert capsys.readouterr().err.startswith("error: No space left on device; ")
+    stage("prepare", ConnectionError("the cluster is away"))
+    with pytest.raises(ConnectionError):
+        cli.main(command)
 
 
 def test_a_fault_of_the_program_is_not_taken_for_bad_input(stage: Callable[..., Calls], tmp_path: Path) -> None:
