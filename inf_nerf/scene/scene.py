@@ -64,7 +64,7 @@ class Scene:
 
     @property
     def val(self) -> list[int]:
-        """Photos that choose the best checkpoint."""
+        """Photos that every checkpoint is scored on: the best one is kept, the latest one is evaluated and rendered."""
         return self._of("val")
 
     @property

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from inf_nerf.config import Config, load_config
 from inf_nerf.errors import InputError
@@ -272,6 +273,29 @@ def test_demo_without_the_repository_names_the_remedy(tmp_path: Path, monkeypatc
     with pytest.raises(InputError, match="clone"):
         demo.run(tmp_path / "demo")
     assert not (tmp_path / "demo").exists()
+
+
+def test_demo_uses_a_picture_again_only_for_the_same_checkpoint_and_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines import demo
+
+    rendered: list[Any] = []
+    checkpoint = {"digest": "first"}
+
+    def render(run_dir: Path, path: str, out: Path, mode: str, config: Config) -> None:
+        rendered.append(config.render.width)
+        out.touch()
+
+    monkeypatch.setattr(demo.render, "run", render)
+    monkeypatch.setattr(demo, "find_checkpoint", lambda run_dir: run_dir)
+    monkeypatch.setattr(demo, "read_manifest", lambda path: checkpoint)
+    narrow = load_config(overrides=["render.width=32"])
+    for config in (Config(), Config(), narrow, narrow):
+        demo._render(tmp_path, demo.PICTURES[0], config, Console())
+    checkpoint["digest"] = "second"
+    demo._render(tmp_path, demo.PICTURES[0], narrow, Console())
+    assert rendered == [Config().render.width, 32, 32]
 
 
 TINY = (
