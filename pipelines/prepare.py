@@ -31,11 +31,12 @@ from inf_nerf.files import write_atomic
 from inf_nerf.octree.build import build_octree
 from inf_nerf.octree.tiles import TileCounts, cut_photo, read_counts, tile_file, tile_identity, write_tiles
 from inf_nerf.octree.topology import Octree
+from inf_nerf.render.parallel import available_cores
 from inf_nerf.scene.photos import read_mask, read_photo
 from inf_nerf.scene.scene import Scene, load_scene
 from inf_nerf.scene.sources import changed_files, stamp_files
 from inf_nerf.train.evaluation import require_test_photos
-from pipelines.ray_session import num_cores, on_cluster, session_cpus, start_ray
+from pipelines.ray_session import on_cluster, session_cpus, start_ray
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +194,7 @@ def _cut_by_ray(config: Config, photos: list[int], run_dir: Path, identity: str)
     # One photo a block: results arrive one by one and a task never holds more than one decoded photo.
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     # A Ray of our own declares more CPUs than there are cores.
-    tasks = None if on_cluster() else num_cores()
+    tasks = None if on_cluster() else available_cores()
     yield from dataset.map(cut, concurrency=tasks).iter_rows()
 
 

@@ -9,6 +9,7 @@ from ray.data import DataContext
 
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
+from inf_nerf.render.parallel import available_cores
 
 log = logging.getLogger(__name__)
 
@@ -24,15 +25,10 @@ def on_cluster() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def session_cpus(config: Config) -> int:
     """CPUs to declare so that the configured workers and their readers fit; more than that are never asked for."""
     workers = max(1, config.train.num_workers) * config.train.cpus_per_worker
-    return max(CPUS_PER_CORE * num_cores(), int(workers) + num_cores() + 1)
+    return max(CPUS_PER_CORE * available_cores(), int(workers) + available_cores() + 1)
 
 
 def check_workers_fit(config: Config) -> None:
@@ -64,7 +60,7 @@ def start_ray(num_cpus: int | None = None) -> None:
             least, most = OBJECT_STORE_BYTES
             ray.init(
                 address="local",
-                num_cpus=num_cpus or CPUS_PER_CORE * num_cores(),
+                num_cpus=num_cpus or CPUS_PER_CORE * available_cores(),
                 # Without the dashboard's agent Ray Train prints an error every second.
                 include_dashboard=True,
                 object_store_memory=min(max(int(psutil.virtual_memory().total * OBJECT_STORE_SHARE), least), most),

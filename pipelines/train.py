@@ -28,6 +28,7 @@ from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 from inf_nerf.files import write_atomic
 from inf_nerf.octree.partition import Partition, make_partition
+from inf_nerf.render.parallel import available_cores
 from inf_nerf.train.assembly import assemble
 from inf_nerf.train.checkpoint import latest_checkpoint, read_manifest, restore, save_checkpoint
 from inf_nerf.train.evaluation import require_test_photos
@@ -212,7 +213,6 @@ def _fit_and_follow(config: Config, run_dir: Path, partition: Partition, start: 
 def _fit(config: Config, run_dir: Path, partition: Partition, start: Path | None) -> None:
     num_workers, train = config.train.num_workers, config.train
     datasets, data_config = datasets_for(config, run_dir, partition, num_workers)
-    cores = os.cpu_count() or 1
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
@@ -221,7 +221,7 @@ def _fit(config: Config, run_dir: Path, partition: Partition, start: Path | None
             "partition": partition,
             "start": start,
             "datasets": tuple(datasets),
-            "threads": cores if num_workers == 0 else max(1, int(train.cpus_per_worker)),
+            "threads": available_cores() if num_workers == 0 else max(1, int(train.cpus_per_worker)),
         },
         scaling_config=ScalingConfig(
             num_workers=num_workers,

@@ -1,6 +1,8 @@
 """Ray is joined where there is a cluster and started where there is none, and what it lacks is said at once."""
 
 import logging
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +10,8 @@ import ray
 
 from inf_nerf.config import load_config
 from inf_nerf.errors import InputError
+from inf_nerf.octree.partition import Partition
+from pipelines import train
 from pipelines.ray_session import check_workers_fit, session_cpus, start_ray
 
 
@@ -58,3 +62,21 @@ def test_a_cluster_that_has_to_grow_is_waited_for(
         check_workers_fit(config)
     (record,) = caplog.records
     assert "need more than the 0 GPUs that the cluster has now" in record.getMessage()
+
+
+def test_local_training_uses_the_cores_that_this_process_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+
+    def trainer(*_: Any, train_loop_config: dict[str, Any], **__: Any) -> Any:
+        threads.append(train_loop_config["threads"])
+        return SimpleNamespace(fit=lambda: SimpleNamespace(return_value=None))
+
+    monkeypatch.setattr(train, "datasets_for", lambda *_: ({}, None))
+    monkeypatch.setattr(train, "TorchTrainer", trainer)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
+    partition = Partition(frozenset(), (frozenset(),), ((),))
+    train._fit(load_config(overrides=["train.num_workers=0"]), tmp_path, partition, None)
+    assert threads == [3]
