@@ -72,6 +72,12 @@ class FieldConfig(Section):
     appearance_dim: Annotated[int, Field(ge=0)] = 32
     initial_density: Positive = 10.0  # per scene unit: haze that a thin slab of ground shows through
 
+    @model_validator(mode="after")
+    def _resolutions_grow(self) -> "FieldConfig":
+        if self.base_res > self.max_res:
+            raise ValueError(f"base_res ({self.base_res}) must not exceed max_res ({self.max_res})")
+        return self
+
 
 class SamplerConfig(Section):
     """Where along a ray the field is asked."""
@@ -312,14 +318,21 @@ def _numbers(values: Mapping[str, Any], section: type[BaseModel]) -> dict[str, A
         kind = section.model_fields[key].annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             value = _numbers(value, kind)
-        elif isinstance(value, str) and "str" not in str(kind) and "Path" not in str(kind):
-            try:
-                number = float(value)
-                value = int(number) if number.is_integer() else number
-            except ValueError:
-                pass
+        elif "str" not in str(kind) and "Path" not in str(kind):
+            value = [_number(item) for item in value] if isinstance(value, list) else _number(value)
         result[key] = value
     return result
+
+
+def _number(value: object) -> object:
+    """The number that a text is, or the value as it was."""
+    if not isinstance(value, str):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return int(number) if number.is_integer() else number
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -1,9 +1,11 @@
 """The command line: every stage is one command of one app, and ``python -m pipelines.<stage>`` runs the same one.
 
 Stages import Ray, MLflow and torch when they run, not when this module is imported, so that ``--help`` is quick.
-Anything the user can put right arrives as :class:`InputError`: one sentence on stderr and exit code 2.
+Anything the user can put right arrives as :class:`InputError`: one sentence on stderr and exit code 2.  So does a file
+that the system refuses to read or write.
 """
 
+import errno
 import json
 import logging
 import sys
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from inf_nerf.config import Config
 
 EXIT_INPUT_ERROR = 2
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the system names no file with these
 PACKAGES = ("inf_nerf", "pipelines")
 MODULES = {"eval": "evaluate"}  # `inf-nerf eval` is python -m pipelines.evaluate: eval is a name of Python's
 
@@ -243,31 +246,43 @@ def run_stage(name: str) -> None:
 
 
 def _invoke(command: Any, program: str, arguments: Sequence[str] | None) -> int:
-    """Run a command; an :class:`InputError` anywhere in what it raises becomes one sentence and exit code 2."""
+    """Run a command; an error that the user can put right, anywhere in what it raises, is one sentence and code 2."""
     try:
         command.main(args=None if arguments is None else list(arguments), prog_name=program)
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
     except Exception as error:
-        found = next(_input_errors(error), None)
-        if found is None:
+        sentence = _sentence(list(_with_causes(error)))
+        if sentence is None:
             raise
         if logging.getLogger(PACKAGES[0]).isEnabledFor(logging.DEBUG):
             traceback.print_exc()
-        print(f"error: {found}", file=sys.stderr)
+        print(f"error: {sentence}", file=sys.stderr)
         return EXIT_INPUT_ERROR
     return 0
 
 
-def _input_errors(error: BaseException) -> Iterator[InputError]:
-    """Input errors in ``error`` and its causes, innermost first; Ray carries a worker's error as a cause of its own."""
+def _sentence(errors: list[BaseException]) -> str | None:
+    """What to tell the user of ``errors``, innermost first; None if they are faults of the program."""
+    for error in errors:
+        if isinstance(error, InputError):
+            return str(error)
+    for error in errors:
+        if isinstance(error, OSError) and error.filename is not None:
+            return f"{error.filename}: {error.strerror}; correct the path or its permissions."
+        if isinstance(error, OSError) and error.errno in FULL:
+            return f"{error.strerror}; free some, or choose another place for the output."
+    return None
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    """``error`` and its causes, innermost first; Ray carries a worker's error as a cause of its own."""
     workers = getattr(error, "worker_failures", None)
     inner = [getattr(error, "cause", None), error.__cause__, *(workers.values() if isinstance(workers, dict) else ())]
     for cause in inner:
         if isinstance(cause, BaseException) and cause is not error:
-            yield from _input_errors(cause)
-    if isinstance(error, InputError):
-        yield error
+            yield from _with_causes(cause)
+    yield error
 
 
 class _Stderr(logging.Handler):

@@ -14,9 +14,11 @@ from rich.console import Console
 
 from inf_nerf.config import Config, load_config
 from inf_nerf.errors import InputError
+from inf_nerf.files import write_atomic
 from inf_nerf.scene.city.folder import CityParameters
-from inf_nerf.train.manifest import latest_checkpoint
+from inf_nerf.train.manifest import read_manifest
 from pipelines import prepare, render, synth, train
+from pipelines.evaluate import find_checkpoint
 from pipelines.tracking import tracking_uri, without_password
 
 CONFIG = Path("configs/demo.yaml")  # in the repository
@@ -61,7 +63,7 @@ def run(output_dir: Path = Path("runs/demo"), overrides: Iterable[str] = (), cit
         return code
     _announce(console, 3)
     for picture in PICTURES:
-        _render(output_dir, picture, console)
+        _render(output_dir, picture, config, console)
     console.rule(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
     console.print(closing_words(output_dir, config), highlight=False, markup=False, soft_wrap=True)
     return 0
@@ -105,15 +107,18 @@ def _announce(console: Console, stage: int) -> None:
     console.rule(f"{stage + 1}/{len(STAGES)} {STAGES[stage]}")
 
 
-def _render(run_dir: Path, picture: Picture, console: Console) -> None:
-    """Render one picture unless it is newer than the checkpoint."""
+def _render(run_dir: Path, picture: Picture, config: Config, console: Console) -> None:
+    """Render one picture unless that was done from the same checkpoint with the same settings."""
     out = run_dir / picture.file
-    checkpoint = latest_checkpoint(run_dir)
-    if checkpoint and out.is_file() and out.stat().st_mtime > (checkpoint / "manifest.json").stat().st_mtime:
+    made_from = out.with_name(f"{out.stem}_key.json")
+    digest = read_manifest(find_checkpoint(run_dir))["digest"]
+    key = json.dumps({"checkpoint": digest, "settings": config.digest("render", "octree")}) + "\n"
+    if out.is_file() and made_from.is_file() and made_from.read_text() == key:
         console.print(f"{out} is there and used again.")
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    render.run(run_dir, picture.path, out, mode=picture.mode)
+    render.run(run_dir, picture.path, out, mode=picture.mode, config=config)
+    write_atomic(made_from, key)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from inf_nerf.errors import InputError
 from inf_nerf.octree.partition import Partition
 from inf_nerf.octree.tiles import IDENTITY_KEY, TILE_SCHEMA, tile_file
 from pipelines.prepare import read_prepared
-from pipelines.ray_session import session_cpus, start_ray
+from pipelines.ray_session import check_workers_fit, session_cpus, start_ray
 
 PIXEL_COLUMNS = [name for name in TILE_SCHEMA.names if name not in ("split", "nodes")]
 TILE_TABLE = pa.schema([TILE_SCHEMA.field("tile"), TILE_SCHEMA.field("nodes")])
@@ -107,14 +107,17 @@ def datasets_for(
 ) -> tuple[dict[str, Dataset | DataIterator], OwnedTiles]:
     """What a TorchTrainer needs to feed ``num_workers`` ranks: its ``datasets`` and its ``dataset_config``.
 
-    The datasets are ``train`` and ``val``; either may be empty.  With 0 workers (local mode) Ray Train hands
+    The datasets are ``train`` and, where there are val photos, ``val``.  With 0 workers (local mode) Ray Train hands
     ``datasets`` to the training function as they are, so they are already the iterators of the one rank.
     """
     prepared = read_prepared(run_dir)
     start_ray(session_cpus(config))
+    check_workers_fit(config)
     datasets: dict[str, Dataset] = {}
     ranks: dict[str, list[RankTiles]] = {}
     for split, photos in (("train", prepared.scene.train), ("val", prepared.scene.val)):
+        if not photos:
+            continue  # Ray Data makes no dataset of nothing
         files = [tile_file(run_dir.resolve(), photo) for photo in photos]
         ranks[split] = tile_ranks(read_tile_table(files, prepared.identity), partition)
         datasets[split] = tile_files(files)

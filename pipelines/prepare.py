@@ -3,8 +3,11 @@
     data root --load_scene--> Scene --build_octree--> Octree
         photos --Ray Data, one task a photo--> tiles/<photo>.parquet --> tiles/summary.json (written last)
 
+Test photos are decoded like the others, so that a damaged one is found before a training and not after it, but they get
+no tiles.
 Every file is written whole or not at all, so an interrupted run is continued by the same command; tile files that fit
-are kept.  What the tiles depend on is hashed into an identity that every tile file carries.  On a cluster the data root
+are kept.  What the tiles depend on is hashed into an identity that every tile file carries.  The files of the data root
+are told by size and time: what changed is cut again, or refused once the run is complete.  On a cluster the data root
 and the run directory must lie on storage that all nodes share.
 """
 
@@ -28,14 +31,18 @@ from inf_nerf.files import write_atomic
 from inf_nerf.octree.build import build_octree
 from inf_nerf.octree.tiles import TileCounts, cut_photo, read_counts, tile_file, tile_identity, write_tiles
 from inf_nerf.octree.topology import Octree
+from inf_nerf.render.parallel import available_cores
 from inf_nerf.scene.photos import read_mask, read_photo
 from inf_nerf.scene.scene import Scene, load_scene
-from pipelines.ray_session import num_cores, on_cluster, session_cpus, start_ray
+from inf_nerf.scene.sources import changed_files, stamp_files
+from inf_nerf.train.evaluation import require_test_photos
+from pipelines.ray_session import on_cluster, session_cpus, start_ray
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 RUN_FILE, CONFIG_FILE, OCTREE_FILE, SUMMARY_FILE = "run.json", "config.yaml", "octree.safetensors", "tiles/summary.json"
+SOURCES_FILE = "sources.json"  # `Stamps` of the files that the run was prepared from
 TILE_KEYS = ("scene.", "octree.", "field.max_res", "data.tile_size")  # config keys that shape what is prepared
 
 
@@ -62,9 +69,11 @@ def run(config: Config, data_root: Path, run_dir: Path) -> None:
     if (run_dir / RUN_FILE).is_file():
         _refuse_other_run(config, data_root, run_dir)
         if (prepared := _complete(run_dir)) is not None:
+            _refuse_changed_files(data_root, run_dir)
             console.print(f"{run_dir} is already prepared: {prepared.num_tiles} tiles; nothing to do.")
             return
     scene = load_scene(data_root, config.scene)
+    require_test_photos(scene)  # a training ends with their evaluation
     octree = build_octree(scene.points.xyz, scene.points.footprint, config.octree, config.field.max_res)
     identity = tile_identity(scene, octree, config)
     per_level = octree.level.bincount().tolist()
@@ -78,6 +87,7 @@ def run(config: Config, data_root: Path, run_dir: Path) -> None:
     write_atomic(run_dir / CONFIG_FILE, config.to_yaml())
     description = {"format_version": FORMAT_VERSION, "data_root": str(data_root), "identity": identity}
     write_atomic(run_dir / RUN_FILE, json.dumps(description, indent=1) + "\n")
+    _forget_stale_tiles(scene, run_dir)
     counts = _cut_photos(config, scene, run_dir, identity, console)
     summary = _summary(scene, counts, identity)
     write_atomic(run_dir / SUMMARY_FILE, json.dumps(summary, indent=1) + "\n")
@@ -131,26 +141,51 @@ def refuse_other_settings(config: Config, run_dir: Path) -> None:
             )
 
 
+def _refuse_changed_files(data_root: Path, run_dir: Path) -> None:
+    changed = changed_files(data_root, _stored_stamps(run_dir))
+    if changed:
+        more = f" and {len(changed) - 1} more have" if len(changed) > 1 else " has"
+        raise InputError(
+            f"{changed[0]}{more} changed since {run_dir} was prepared; choose another --output-dir, or train without "
+            f"--data-root on what was prepared."
+        )
+
+
+def _forget_stale_tiles(scene: Scene, run_dir: Path) -> None:
+    """Delete tiles made of files that have changed, and stamp the files anew."""
+    stored, now = _stored_stamps(run_dir), stamp_files(scene)
+    changed = {file for file, stamp in now.items() if stored.get(file) != stamp}
+    for index, photo in enumerate(scene.photos):
+        if not changed.isdisjoint({*scene.sources, photo.file, photo.mask}):
+            tile_file(run_dir, index).unlink(missing_ok=True)
+    write_atomic(run_dir / SOURCES_FILE, json.dumps(now, indent=1) + "\n")
+
+
+def _stored_stamps(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / SOURCES_FILE
+    return _read_json(path) if path.is_file() else {}
+
+
 def _cut_photos(config: Config, scene: Scene, run_dir: Path, identity: str, console: Console) -> dict[int, TileCounts]:
-    """Make the missing tile files; counts of every photo that has one."""
-    photos = sorted(scene.train + scene.val)
+    """Make the missing tile files and decode the test photos; counts of every photo that has tiles."""
+    with_tiles = sorted(scene.train + scene.val)
     counts: dict[int, TileCounts] = {}
-    for photo in photos:
+    for photo in with_tiles:
         kept = read_counts(tile_file(run_dir, photo), identity)
         if kept is not None:
             counts[photo] = kept
     if counts:
-        console.print(f"{len(counts)} of {len(photos)} photos have their tiles already")
-    missing = [photo for photo in photos if photo not in counts]
+        console.print(f"{len(counts)} of {len(with_tiles)} photos have their tiles already")
+    missing = [photo for photo in range(len(scene.photos)) if photo not in counts]
     columns = (TextColumn("cutting photos"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("", total=len(photos), completed=len(counts))
+        bar = progress.add_task("", total=len(scene.photos), completed=len(counts))
         for row in _cut_by_ray(config, missing, run_dir, identity):
             if row["error"]:
                 raise InputError(row["error"])
-            counts[row["photo"]] = TileCounts(
-                row["tiles"], row["nodes"], row["pixels"], (row["red"], row["green"], row["blue"])
-            )
+            if scene.photos[row["photo"]].split != "test":
+                colour_sum = row["red"], row["green"], row["blue"]
+                counts[row["photo"]] = TileCounts(row["tiles"], row["nodes"], row["pixels"], colour_sum)
             progress.advance(bar)
     return counts
 
@@ -164,36 +199,28 @@ def _cut_by_ray(config: Config, photos: list[int], run_dir: Path, identity: str)
     # One photo a block: results arrive one by one and a task never holds more than one decoded photo.
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     # A Ray of our own declares more CPUs than there are cores.
-    tasks = None if on_cluster() else num_cores()
+    tasks = None if on_cluster() else available_cores()
     yield from dataset.map(cut, concurrency=tasks).iter_rows()
 
 
 def cut_and_write(row: dict[str, Any], config: Config, run_dir: str, identity: str) -> dict[str, Any]:
-    """Decode one photo, cut it, write its tiles; runs in a Ray task.
+    """Decode one photo, cut it, write its tiles (of a test photo only decode it and its mask); runs in a Ray task.
 
     Input that cannot be used comes back as a sentence in ``error``: an exception would reach the driver wrapped in
     Ray's own and after its retries.
     """
-    photo = row["photo"]
+    photo, counts, error = row["photo"], TileCounts(0, 0, 0, (0.0, 0.0, 0.0)), ""
     try:
         scene, octree = _scene_and_octree(run_dir, identity)
         image, mask = read_photo(scene, photo), read_mask(scene, photo)
-        table, counts = cut_photo(scene, octree, photo, image, mask, config, identity)
-    except InputError as error:
-        return {
-            "photo": photo,
-            "tiles": 0,
-            "nodes": 0,
-            "pixels": 0,
-            "red": 0.0,
-            "green": 0.0,
-            "blue": 0.0,
-            "error": str(error),
-        }
-    write_tiles(tile_file(Path(run_dir), photo), table)
+        if scene.photos[photo].split != "test":
+            table, counts = cut_photo(scene, octree, photo, image, mask, config, identity)
+            write_tiles(tile_file(Path(run_dir), photo), table)
+    except InputError as problem:
+        error = str(problem)
     values = asdict(counts)
     red, green, blue = values.pop("colour_sum")
-    return {"photo": photo, **values, "red": red, "green": green, "blue": blue, "error": ""}
+    return {"photo": photo, **values, "red": red, "green": green, "blue": blue, "error": error}
 
 
 @lru_cache(maxsize=1)

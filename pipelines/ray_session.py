@@ -8,6 +8,10 @@ import ray
 from ray.data import DataContext
 
 from inf_nerf.config import Config
+from inf_nerf.errors import InputError
+from inf_nerf.render.parallel import available_cores
+
+log = logging.getLogger(__name__)
 
 # Ray counts promises, not load: Train workers hold their CPUs while they wait for Ray Data, which then gets none and
 # hangs without a word. Declaring every core twice leaves room for the readers.
@@ -21,15 +25,26 @@ def on_cluster() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def session_cpus(config: Config) -> int:
     """CPUs to declare so that the configured workers and their readers fit; more than that are never asked for."""
     workers = max(1, config.train.num_workers) * config.train.cpus_per_worker
-    return max(CPUS_PER_CORE * num_cores(), int(workers) + num_cores() + 1)
+    return max(CPUS_PER_CORE * available_cores(), int(workers) + available_cores() + 1)
+
+
+def check_workers_fit(config: Config) -> None:
+    """Raise :class:`InputError` if the running Ray of our own lacks what the configured workers hold.
+
+    Ray would wait for ever without a word.  A joined cluster may still grow, so there a warning says what it has now.
+    """
+    train, available = config.train, ray.cluster_resources()
+    for resource, key in (("CPU", "cpus_per_worker"), ("GPU", "gpus_per_worker")):
+        each, have = getattr(train, key), available.get(resource, 0.0)
+        if train.num_workers * each <= have:
+            continue
+        found = f"{train.num_workers} workers with train.{key}={each:g} need more than the {have:g} {resource}s"
+        if not on_cluster():
+            raise InputError(f"{found} of this machine; lower train.num_workers or train.{key}.")
+        log.warning("%s that the cluster has now; training starts when it has grown.", found)
 
 
 def start_ray(num_cpus: int | None = None) -> None:
@@ -45,7 +60,7 @@ def start_ray(num_cpus: int | None = None) -> None:
             least, most = OBJECT_STORE_BYTES
             ray.init(
                 address="local",
-                num_cpus=num_cpus or CPUS_PER_CORE * num_cores(),
+                num_cpus=num_cpus or CPUS_PER_CORE * available_cores(),
                 # Without the dashboard's agent Ray Train prints an error every second.
                 include_dashboard=True,
                 object_store_memory=min(max(int(psutil.virtual_memory().total * OBJECT_STORE_SHARE), least), most),

@@ -28,8 +28,10 @@ from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 from inf_nerf.files import write_atomic
 from inf_nerf.octree.partition import Partition, make_partition
+from inf_nerf.render.parallel import available_cores
 from inf_nerf.train.assembly import assemble
 from inf_nerf.train.checkpoint import restore, save_checkpoint
+from inf_nerf.train.evaluation import require_test_photos
 from inf_nerf.train.loop import NotFiniteError, Work
 from inf_nerf.train.loop import train as train_loop
 from inf_nerf.train.manifest import clear_leftovers, latest_checkpoint, read_manifest
@@ -38,7 +40,7 @@ from inf_nerf.train.shared_gradients import on_all_ranks
 from pipelines import evaluate, prepare
 from pipelines.ingest import datasets_for, tile_batches
 from pipelines.progress import TrainingProgress, forget_rows_after
-from pipelines.ray_session import num_cores, session_cpus, start_ray
+from pipelines.ray_session import session_cpus, start_ray
 from pipelines.resume import refuse_unfit, set_aside_later, starting_point
 from pipelines.run_lock import run_lock
 from pipelines.tracking import Tracker
@@ -82,6 +84,7 @@ def _run(config: Config, run_dir: Path, data_root: Path | None, resume: str | No
         raise _not_prepared(run_dir)
     prepare.refuse_other_settings(config, run_dir)
     prepared = prepare.read_prepared(run_dir)
+    require_test_photos(prepared.scene)
     if start is not None:
         refuse_unfit(start, prepared, run_dir)
         set_aside_later(start, run_dir)
@@ -226,7 +229,7 @@ def _fit(config: Config, run_dir: Path, partition: Partition, start: Path | None
             "partition": partition,
             "start": start,
             "datasets": tuple(datasets),
-            "threads": num_cores() if num_workers == 0 else max(1, int(train.cpus_per_worker)),
+            "threads": available_cores() if num_workers == 0 else max(1, int(train.cpus_per_worker)),
         },
         scaling_config=ScalingConfig(
             num_workers=num_workers,

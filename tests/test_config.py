@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from inf_nerf.config import Config, known_keys, load_config
 from inf_nerf.errors import InputError
@@ -64,6 +65,10 @@ def test_a_whole_number_in_exponent_form_serves_a_count() -> None:
     assert config.train.max_seconds == 900
 
 
+def test_numbers_in_a_list_may_be_in_exponent_form() -> None:
+    assert load_config(overrides=["sampler.tree_samples=[1e2, 5e1, 2e1]"]).sampler.tree_samples == (100, 50, 20)
+
+
 def test_a_name_that_looks_like_a_number_stays_a_name(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, "tracking: {experiment: '1e3'}")).tracking.experiment == "1e3"
 
@@ -92,6 +97,8 @@ def test_values_that_contradict_each_other_are_refused() -> None:
         load_config(overrides=["train.lr_init=1e-3", "train.lr_final=1e-2"])
     with pytest.raises(InputError, match="shared_upper_levels"):
         load_config(overrides=["octree.num_levels=2", "train.shared_upper_levels=3"])
+    with pytest.raises(InputError, match=r"'field'.*base_res \(64\) must not exceed max_res \(32\)"):
+        load_config(overrides=["field.base_res=64", "field.max_res=32"])
 
 
 @pytest.mark.parametrize("override", ["train.steps", "=3", "train.steps:3"])
@@ -164,6 +171,12 @@ def test_digest_depends_on_the_named_sections_only() -> None:
     assert default.digest("scene", "octree") == changed.digest("scene", "octree")
 
 
-@pytest.mark.parametrize("name", ["demo", "laptop", "city"])
-def test_configs_of_the_repository_are_valid(name: str) -> None:
-    load_config(Path(__file__).parents[1] / "configs" / f"{name}.yaml")
+@pytest.mark.parametrize(("name", "needs_gpus"), [("demo", False), ("laptop", False), ("city", True)])
+def test_configs_of_the_repository_say_what_they_hold(name: str, needs_gpus: bool) -> None:
+    path = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
+    config = load_config(path)
+    found = config.flat()
+    for section, keys in yaml.safe_load(path.read_text()).items():
+        for key, value in keys.items():
+            assert found[f"{section}.{key}"] == value
+    assert (config.train.gpus_per_worker > 0) == needs_gpus

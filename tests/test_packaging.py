@@ -12,9 +12,11 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import inf_nerf
+from inf_nerf.config import Config, known_keys
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+README = (ROOT / "README.md").read_text()
 EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = [Requirement(text) for text in (*PROJECT["dependencies"], *EXTRAS["dev"])]
 
@@ -55,6 +57,24 @@ def test_readme_says_how_to_install_tinycudann_and_choose_torch() -> None:
     readme = (ROOT / "README.md").read_text()
     assert "--no-build-isolation" in readme
     assert "make install TORCH=" in readme
+
+
+def test_readme_activates_the_environment_before_its_first_bare_command() -> None:
+    commands = re.findall(r"^(?!#)\S.*$", "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)), re.MULTILINE)
+    first = next(index for index, command in enumerate(commands) if command.startswith(("inf-nerf", "mlflow")))
+    assert any("source .venv/bin/activate" in command for command in commands[:first])
+
+
+FILES_LIKE_KEYS = {"eval.json", "octree.safetensors"}
+
+
+def test_config_keys_and_links_of_the_documents_exist() -> None:
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        text = path.read_text()
+        named = re.findall(rf"`(?:--set )?((?:{'|'.join(Config.model_fields)})\.\w+)", text)
+        assert set(named) <= {*known_keys(), *FILES_LIKE_KEYS}, path
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (path.parent / target).exists(), (path, target)
 
 
 def test_readme_gives_a_reason_for_every_dependency() -> None:

@@ -25,8 +25,9 @@ PRIME_Y, PRIME_Z = tl.constexpr(PRIMES[1]), tl.constexpr(PRIMES[2])
 def encode(spec: GridSpec, table: Tensor, xyz: Tensor, node: Tensor, known: Tensor | None = None) -> Tensor:
     """Features [Q, L * F] of positions ``xyz`` [Q, 3] in their nodes [Q] of ``table`` [M, P, F].
 
-    ``known`` are the features if they were computed before; then only the gradient is left to do.  Backward adds to ``table.grad`` in place (it is made once if missing); positions get no gradient, and
-    ``torch.autograd.grad`` with respect to the table is not supported.  NaN counts as 0.
+    ``known`` are the features if they were computed before; then only the gradient is left to do.  Backward adds to
+    ``table.grad`` in place (it is made once if missing); positions get no gradient, and ``torch.autograd.grad`` with
+    respect to the table is not supported.  NaN counts as 0.
     """
     return _Encode.apply(table, xyz, node, spec, known)  # pyright: ignore[reportReturnType]
 

@@ -37,16 +37,6 @@ def key_name(key: int) -> str:
     return "r" + f"{key:o}"[1:] if level else "r"
 
 
-def key_from_name(name: str) -> int:
-    """Inverse of :func:`key_name`; ValueError for any other text."""
-    if name == "bg":
-        return BACKGROUND_KEY
-    digits = name[1:]
-    if name[:1] != "r" or len(digits) >= MAX_LEVELS or any(digit not in "01234567" for digit in digits):
-        raise ValueError(f"{name!r} is not the name of an octree node")
-    return int("1" + digits, 8)
-
-
 def octant(xyz: Tensor, centre: Tensor) -> Tensor:
     """Octant of points [Q, 3] about ``centre`` ([3] or [Q, 3]) as int64 [Q]; a point on a cutting plane is above it."""
     above = (xyz >= centre).to(torch.int64)  # [Q, 3]

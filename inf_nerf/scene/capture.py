@@ -61,6 +61,7 @@ class Capture:
     camera_id: NDArray[np.int64]  # [V] index into `cameras`
     cam_to_world: NDArray[np.float64]  # [V, 3, 4]
     tracks: Tracks
+    sources: list[str]  # files besides photos and masks that were read, relative to the data root
     report: dict[str, int | float | str] = field(default_factory=dict)
 
 

@@ -4,17 +4,19 @@ The model is looked for in ``sparse/0``, ``sparse`` and the data root itself.  F
 them (`inf_nerf.scene.colmap_files`), because it reads a truncated file without a word or never comes back.
 """
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pycolmap
 
+from inf_nerf.config import SceneConfig
 from inf_nerf.errors import InputError
 from inf_nerf.scene.capture import Capture, Tracks
 from inf_nerf.scene.colmap_files import check_binary, check_text
 
 FOLDERS = ("sparse/0", "sparse", ".")
 FILES = ("cameras", "images", "points3D")
+FURTHER_FILES = ("rigs", "frames")  # since COLMAP 3.12
 
 
 def find_model(root: Path) -> tuple[Path, str] | None:
@@ -33,6 +35,7 @@ def find_model(root: Path) -> tuple[Path, str] | None:
 def read_colmap(root: Path, folder: Path, suffix: str, images_dir: str) -> Capture:
     """Read the model in ``folder``; photos without a pose are left out and counted.
 
+    ``images_dir`` is relative to ``root``; without a folder of the default name, photos lie in ``root`` itself.
     Raises :class:`InputError` naming the file that is missing, truncated or damaged.
     """
     for name in FILES:
@@ -51,8 +54,10 @@ def read_colmap(root: Path, folder: Path, suffix: str, images_dir: str) -> Captu
             f"The sparse model in {folder} cannot be read ({reason}); export it from COLMAP again."
         ) from error
     if suffix == ".txt":
-        _check_last_line(folder / "points3D.txt", model)
+        _check_observations(folder / "points3D.txt", model)
 
+    if images_dir == SceneConfig().images_dir and not (root / images_dir).is_dir():
+        images_dir = "."
     images = sorted((image for image in model.images.values() if image.has_pose), key=lambda image: image.name)
     camera_keys = sorted({image.camera_id for image in images})
     cameras = [model.cameras[key] for key in camera_keys]
@@ -70,12 +75,17 @@ def read_colmap(root: Path, folder: Path, suffix: str, images_dir: str) -> Captu
     return Capture(
         source=folder,
         names=[image.name for image in images],
-        files=[f"{images_dir}/{image.name}" for image in images],
+        files=[PurePosixPath(images_dir, image.name).as_posix() for image in images],
         masks=[None] * len(images),
         cameras=cameras,
         camera_id=np.array([camera_keys.index(image.camera_id) for image in images], np.int64),
         cam_to_world=np.array(poses, np.float64).reshape(-1, 3, 4),
         tracks=_tracks(model, images),
+        sources=[
+            (folder / f"{name}{suffix}").relative_to(root).as_posix()
+            for name in FILES + FURTHER_FILES
+            if (folder / f"{name}{suffix}").is_file()
+        ],
         report={
             "format": f"colmap{suffix}",
             "missing_frames": 0,
@@ -114,14 +124,11 @@ def _tracks(model: pycolmap.Reconstruction, images: list[pycolmap.Image]) -> Tra
     )
 
 
-def _check_last_line(path: Path, model: pycolmap.Reconstruction) -> None:
-    """Refuse a points file that ends within a line and lacks observations that the images have."""
+def _check_observations(path: Path, model: pycolmap.Reconstruction) -> None:
+    """Refuse a points file that lacks observations that the images have: cut at the end of a line it looks whole."""
     observed = sum(point.track.length() for point in model.points3D.values())
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 1))
-        ends_with_line = file.read(1) in (b"\n", b"")
-    if not ends_with_line and observed < model.compute_num_observations():
+    if observed < model.compute_num_observations():
         raise InputError(
-            f"{path} ends within a line and holds {observed} of the {model.compute_num_observations()} observations in "
-            "images.txt, so it is truncated; export the model from COLMAP again."
+            f"{path} holds {observed} of the {model.compute_num_observations()} observations in images.txt, so it is "
+            "truncated or of another model; export the model from COLMAP again."
         )

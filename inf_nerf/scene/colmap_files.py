@@ -73,6 +73,11 @@ def _follow(path: Path, step: Step) -> None:
                     f"{path} is truncated: it announces {count} records and ends within number {record + 1}; export "
                     "the model from COLMAP again."
                 )
+        if offset < size:
+            raise InputError(
+                f"{path} has {size - offset} bytes after its {count} records, so it is damaged; export the model from "
+                "COLMAP again."
+            )
 
 
 def _camera(content: mmap, offset: int) -> int:

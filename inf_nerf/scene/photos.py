@@ -44,11 +44,11 @@ def read_mask(scene: Scene, photo: int) -> NDArray[np.bool_] | None:
         path = Path(scene.root) / mask
         with open_image(path, "mask") as image:
             check_size(path, image.size, _source_size(scene, photo))
-            parts.append(_all_white(_decode(image.convert("L"), path), size))
+            parts.append(_all_white(_decode(image, path, "L"), size))
     path = Path(scene.root) / scene.photos[photo].file
     with open_image(path, "photo") as image:
         if image.has_transparency_data:
-            parts.append(_all_white(_decode(image.convert("RGBA"), path)[:, :, 3], size))
+            parts.append(_all_white(_decode(image, path, "RGBA")[:, :, 3], size))
     has_ray = scene.cameras.pixels_with_ray(photo)
     if has_ray is not None:
         parts.append(has_ray.numpy())
@@ -108,9 +108,10 @@ def _colour(image: Image.Image, path: Path) -> NDArray[np.uint8]:
     return np.asarray(image.convert("RGBA").convert("RGB") if image.mode in ("P", "PA", "LA") else image.convert("RGB"))
 
 
-def _decode(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+def _decode(image: Image.Image, path: Path, mode: str | None = None) -> NDArray[np.uint8]:
+    """Pixels in ``mode``, or in the file's own."""
     try:
         image.load()
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"The file {path} cannot be decoded ({error}); replace the damaged file.") from error
-    return np.asarray(image)
+    return np.asarray(image if mode is None else image.convert(mode))

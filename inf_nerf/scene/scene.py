@@ -52,6 +52,7 @@ class Scene:
     root: str  # the data root that photo files are relative to
     report: dict[str, int | float | str]  # what was read, skipped and dropped
     source_size: Tensor  # [C, 2] int64, width and height of the photo files of each camera
+    sources: tuple[str, ...] = ()  # files besides photos and masks that it was made from, relative to `root`
 
     def __post_init__(self) -> None:
         assert len(self.photos) == len(self.cameras) and self.source_size.shape == self.cameras.size.shape
@@ -63,7 +64,7 @@ class Scene:
 
     @property
     def val(self) -> list[int]:
-        """Photos that choose the best checkpoint."""
+        """Photos that every checkpoint is scored on: the best one is kept, the latest one is evaluated and rendered."""
         return self._of("val")
 
     @property
@@ -92,6 +93,7 @@ class Scene:
             "root": self.root,
             "frame": self.frame.matrix.tolist(),
             "report": self.report,
+            "sources": self.sources,
             "photos": [asdict(photo) for photo in self.photos],
         }
         write_atomic(path / TENSORS, save(tensors))
@@ -116,6 +118,7 @@ class Scene:
                 root=description["root"],
                 report=description["report"],
                 source_size=tensors["source_size"],
+                sources=tuple(description["sources"]),
             )
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise InputError(f"The scene in {path} cannot be read ({error}); run the prepare stage again.") from error
@@ -162,6 +165,7 @@ def load_scene(data_root: Path, config: SceneConfig) -> Scene:
         )
     splits = split_photos(capture.names, config)
     masks = capture.masks if config.masks_dir is None else find_masks(data_root, config.masks_dir, capture.names)
+    lists = [str(path.absolute()) for path in (config.train_list, config.val_list, config.test_list) if path]
     report = capture.report | {
         "photos": len(capture.names),
         "cameras": len(capture.cameras),
@@ -185,6 +189,7 @@ def load_scene(data_root: Path, config: SceneConfig) -> Scene:
         root=str(data_root.absolute()),  # workers may have another working directory
         report=report,
         source_size=torch.from_numpy(source_size),
+        sources=(*capture.sources, *lists),
     )
 
 

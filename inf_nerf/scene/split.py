@@ -1,4 +1,4 @@
-"""Which photos are learned from, which choose the best checkpoint, and which are only reported."""
+"""Which photos are learned from, which score the checkpoints, and which are only reported."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -72,6 +72,7 @@ def read_transforms(root: Path) -> Capture:
         pycolmap.Camera(camera_id=index + 1, model=model, width=width, height=height, params=list(params))
         for index, (model, width, height, params) in enumerate(kinds)
     ]
+    point_cloud = _point_cloud(root, content.get("ply_file_path"), path)
     return Capture(
         source=path,
         names=names,
@@ -80,7 +81,8 @@ def read_transforms(root: Path) -> Capture:
         cameras=cameras,
         camera_id=np.array([kinds.index(entry[2]) for entry in found], np.int64),
         cam_to_world=np.array([entry[1] for entry in found]).reshape(-1, 3, 4),
-        tracks=_points(root, content.get("ply_file_path"), undo, path),
+        tracks=_points(root / point_cloud, undo),
+        sources=[FILE, point_cloud],
         report={"format": FILE, "missing_frames": len(frames) - len(found)},
     )
 
@@ -176,14 +178,18 @@ def _focal(values: dict[str, Any], name: str, angle: str, side: int) -> float | 
     return side / 2 / math.tan(float(values[angle]) / 2) if angle in values else None
 
 
-def _points(root: Path, named: object, undo: NDArray[np.float64], path: Path) -> Tracks:
-    """Points of the PLY file that the input names or that lies beside it."""
-    candidates = [root / str(named)] if named else [root / name for name in POINT_CLOUDS if (root / name).is_file()]
+def _point_cloud(root: Path, named: object, path: Path) -> str:
+    """The PLY file that the input names or that lies beside it, relative to the data root."""
+    candidates = [str(named)] if named else [name for name in POINT_CLOUDS if (root / name).is_file()]
     if not candidates:
         raise InputError(
             f"{path} comes without points, and the octree is built from them: name a point cloud in ply_file_path or "
             f"put {POINT_CLOUDS[0]} beside it (ns-process-data writes one)."
         )
-    xyz, rgb = read_ply(candidates[0])
+    return candidates[0]
+
+
+def _points(point_cloud: Path, undo: NDArray[np.float64]) -> Tracks:
+    xyz, rgb = read_ply(point_cloud)
     finite = np.isfinite(xyz).all(axis=1)
     return Tracks.without_observations(xyz[finite] @ undo[:, :3].T + undo[:, 3], rgb[finite])

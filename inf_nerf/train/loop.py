@@ -213,7 +213,7 @@ def score_val(work: Work) -> float | None:
 
 
 class Figures:
-    """What happened since the last log line, over all ranks."""
+    """What happened since the last log line, over all ranks; ``level_share`` and ``memory_mb`` are rank 0's alone."""
 
     def __init__(self) -> None:
         self._sums = dict.fromkeys(METRICS, 0.0)
@@ -221,7 +221,7 @@ class Figures:
         self._level_share: dict[int, float] = {}
 
     def add(self, agreed: dict[str, float], rendered: Rendered, model: Model) -> None:
-        """Take in one step; the levels' share is this rank's."""
+        """Take in one step."""
         self._steps += 1
         for name in METRICS:
             self._sums[name] += agreed[name]

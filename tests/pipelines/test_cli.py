@@ -1,5 +1,6 @@
 """The command line: flags are config keys, bad input is one sentence and exit code 2, and a stage is a module too."""
 
+import errno
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from inf_nerf.config import Config, load_config
 from inf_nerf.errors import InputError
@@ -172,6 +174,29 @@ def test_bad_input_found_by_a_worker_is_the_same_sentence(
         assert capsys.readouterr().err == "error: The photo a.jpg is damaged; replace it.\n"
 
 
+def test_a_file_that_the_system_refuses_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    out = file / "run" / "city"
+    assert cli.main(["synth", "--out", str(out), "--blocks", "1", "--photos", "3", "--size", "32"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {file}")
+    assert shown.endswith(": Not a directory; correct the path or its permissions.\n")
+    assert shown.count("\n") == 1
+
+
+def test_a_full_disk_is_one_sentence_and_a_lost_connection_is_not_taken_for_a_file(
+    stage: Callable[..., Calls], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["prepare", "--data-root", "x", "--output-dir", str(tmp_path)]
+    stage("prepare", OSError(errno.ENOSPC, "No space left on device"))
+    assert cli.main(command) == 2
+    assert capsys.readouterr().err.startswith("error: No space left on device; ")
+    stage("prepare", ConnectionError("the cluster is away"))
+    with pytest.raises(ConnectionError):
+        cli.main(command)
+
+
 def test_a_fault_of_the_program_is_not_taken_for_bad_input(stage: Callable[..., Calls], tmp_path: Path) -> None:
     stage("prepare", KeyError("no such thing"))
     with pytest.raises(KeyError):
@@ -250,6 +275,29 @@ def test_demo_without_the_repository_names_the_remedy(tmp_path: Path, monkeypatc
     assert not (tmp_path / "demo").exists()
 
 
+def test_demo_uses_a_picture_again_only_for_the_same_checkpoint_and_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines import demo
+
+    rendered: list[Any] = []
+    checkpoint = {"digest": "first"}
+
+    def render(run_dir: Path, path: str, out: Path, mode: str, config: Config) -> None:
+        rendered.append(config.render.width)
+        out.touch()
+
+    monkeypatch.setattr(demo.render, "run", render)
+    monkeypatch.setattr(demo, "find_checkpoint", lambda run_dir: run_dir)
+    monkeypatch.setattr(demo, "read_manifest", lambda path: checkpoint)
+    narrow = load_config(overrides=["render.width=32"])
+    for config in (Config(), Config(), narrow, narrow):
+        demo._render(tmp_path, demo.PICTURES[0], config, Console())
+    checkpoint["digest"] = "second"
+    demo._render(tmp_path, demo.PICTURES[0], narrow, Console())
+    assert rendered == [Config().render.width, 32, 32]
+
+
 TINY = (
     *("scene.pyramid_levels=2", "octree.num_levels=2", "field.num_levels=4", "field.log2_table_size=10"),
     *("field.max_res=32", "field.hidden_density=16", "field.hidden_color=16", "field.appearance_dim=4"),
@@ -322,6 +370,21 @@ def test_the_whole_path_with_two_workers_is_recorded_in_mlflow(
     assert client.get_metric_history(run.info.run_id, "eval/psnr")[0].step == 40
     assert cli.main(["render", "run", "--path", "orbit", "--out", "still.png"]) == 0
     assert (here / "still.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_handful_of_photos_of_which_none_is_val_is_trained(config_file: Path, mlflow_uri: str) -> None:
+    here = config_file.parent
+    shared = ["--config", str(config_file), "--output-dir", "run", "--set", "tracking.enabled=false"]
+    for command in (
+        ["synth", "--out", "few", *"--blocks 1 --photos 5 --size 48".split()],
+        ["train", *shared, "--data-root", "few", "--steps", "10", "--workers", "0"],
+    ):
+        done = run_program("pipelines", *command, cwd=here)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((here / "run" / "scene.json").read_text())["report"]["val"] == 0
+    assert json.loads((here / "run" / "eval.json").read_text())["images"]
 
 
 @pytest.mark.slow

@@ -1,14 +1,19 @@
 """The cluster file is accepted by Ray's own validator and says nothing that the repository contradicts."""
 
 import re
+import shlex
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from packaging.version import Version
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from inf_nerf.config import load_config
+from pipelines.cli import app
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,6 +77,47 @@ def test_commands_to_start_ray_parse(cluster: dict[str, Any]) -> None:
         program, name, *arguments = line.split()
         assert program == "ray"
         cli.commands[name].make_context(name, arguments)  # raises where an option is unknown
+
+
+def commands_of_the_comment() -> list[list[str]]:
+    """The indented command lines above the first key, as words."""
+    comment = re.match(r"(#.*\n)+", (ROOT / "cluster.yaml").read_text())
+    assert comment is not None
+    lines = comment[0].replace("\\\n#", "").splitlines()
+    return [shlex.split(line[1:], comments=True) for line in lines if line.startswith("#   ")]
+
+
+def test_commands_of_the_comment_parse() -> None:
+    from ray.dashboard.modules.job.cli import submit
+    from ray.scripts.scripts import cli
+
+    found = commands_of_the_comment()
+    assert [command[1] for command in found] == ["up", "rsync-up", "dashboard", "job", "rsync-down", "down"]
+    for program, name, *arguments in found:
+        assert program == "ray"
+        if name == "job":
+            submit.make_context("submit", arguments[1:])
+        else:
+            assert arguments[0] == "cluster.yaml"
+            cli.commands[name].make_context(name, arguments)
+
+
+def test_the_job_trains_on_storage_that_every_container_mounts(cluster: dict[str, Any]) -> None:
+    (job,) = (command for command in commands_of_the_comment() if command[1] == "job")
+    assert job[2] == "submit"
+    assert job[job.index("--working-dir") + 1] == "."
+    entrypoint = job[job.index("--") + 1 :]
+    assert entrypoint[:3] == ["python", "-m", "pipelines.train"]
+    stage: Any = typer.main.get_command(app)
+    options = stage.commands["train"].make_context("train", entrypoint[3:]).params
+    assert (ROOT / options["config"]).is_file()
+    load_config(ROOT / options["config"], options["overrides"])
+    (volume,) = (text for text in cluster["docker"]["run_options"] if text.startswith("--volume "))
+    host, _, container = volume.removeprefix("--volume ").partition(":")
+    assert any("mount -t nfs4 " in line and line.endswith(f" {host}") for line in cluster["initialization_commands"])
+    database = options["overrides"][0].removeprefix("tracking.uri=sqlite:///")
+    for path in (options["data_root"], options["output_dir"], Path(database)):
+        assert path.is_relative_to(container), path
 
 
 def test_what_a_job_uploads_leaves_out_runs_and_environments() -> None:

@@ -158,6 +158,23 @@ def test_shards_hold_each_ranks_tiles_in_an_order_that_never_changes(
     assert len(Reservoir(tile_batches(last), 1 << 20, 2.0)) == 0
 
 
+def test_a_run_without_val_photos_has_no_val_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def list_files(files: list[Path]) -> list[Path]:
+        assert files
+        return files
+
+    monkeypatch.setattr(prepare, "_cut_by_ray", cut_here)
+    monkeypatch.setattr(ingest, "start_ray", lambda num_cpus: None)
+    monkeypatch.setattr(ingest, "check_workers_fit", lambda config: None)
+    monkeypatch.setattr(ingest, "tile_files", list_files)
+    synth.run(tmp_path / "city", blocks=1, photos=5, size=64, seed=0)
+    config = load_config(None, ["scene.val_every=16"], base=CONFIG.model_dump(mode="json"))
+    prepare.run(config, tmp_path / "city", tmp_path / "run")
+    octree = prepare.read_prepared(tmp_path / "run").octree
+    datasets, _ = datasets_for(config, tmp_path / "run", make_partition(octree, 2, 1), 2)
+    assert list(datasets) == ["train"]
+
+
 def report_tiles(settings: dict[str, str]) -> None:
     """A Train worker that writes down which tiles it was given, in order."""
     rank = ray.train.get_context().get_world_rank()

@@ -4,20 +4,23 @@ Only the fixture goes through Ray; the other runs cut their photos in this proce
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from inf_nerf.config import Config, load_config
 from inf_nerf.errors import InputError
 from inf_nerf.octree.tiles import IDENTITY_KEY, tile_file
 from inf_nerf.scene.photos import read_photo
-from pipelines import prepare, synth
+from pipelines import prepare, synth, train
 
 SETTINGS = [
     "field.max_res=16", "octree.num_levels=3", "octree.min_points=4", "data.tile_size=16",
@@ -141,13 +144,14 @@ def test_run_of_another_format_version_is_refused(run_dir: Path, photos: Path) -
             attempt()
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
 def test_corrupt_photo_is_one_sentence_and_the_next_run_finishes(
-    made_by_ray: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made_by_ray: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
 ) -> None:
     monkeypatch.setattr(prepare, "_cut_by_ray", cut_here)
     data, run_dir = Path(shutil.copytree(photos, tmp_path / "data")), tmp_path / "run"
     scene = prepare.read_prepared(made_by_ray).scene
-    file = data / scene.photos[scene.train[3]].file
+    file = data / scene.photos[getattr(scene, split)[1]].file
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=file.name):
@@ -158,6 +162,88 @@ def test_corrupt_photo_is_one_sentence_and_the_next_run_finishes(
     file.write_bytes(whole)
     prepare.run(CONFIG, data, run_dir)
     assert prepare.read_prepared(run_dir).num_tiles == prepare.read_prepared(made_by_ray).num_tiles
+
+
+@pytest.fixture
+def data(photos: Path, tmp_path: Path) -> Path:
+    """A copy of the photos that a test may change."""
+    return Path(shutil.copytree(photos, tmp_path / "data"))
+
+
+@pytest.mark.parametrize("file", ["sparse/0/points3D.bin", "images/{photo}", "masks/{photo}.png", "test.txt"])
+def test_file_that_changed_after_preparing_is_refused_by_name(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    monkeypatch.setattr(prepare, "_cut_by_ray", cut_here)
+    run_dir, names = tmp_path / "run", sorted(path.name for path in (data / "images").iterdir())
+    (data / "masks").mkdir()
+    for name in names:
+        Image.new("L", Image.open(data / "images" / name).size, 255).save(data / "masks" / f"{name}.png")
+    (data / "test.txt").write_text(names[0] + "\n")
+    config = changed("scene.masks_dir=masks", f"scene.test_list={data / 'test.txt'}")
+    prepare.run(config, data, run_dir)
+    prepare.run(config, data, run_dir)
+    path = data / file.format(photo=names[3])
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    before = written(run_dir)
+    with pytest.raises(InputError, match=rf"{path.name} has changed since .*choose another --output-dir"):
+        prepare.run(config, data, run_dir)
+    assert written(run_dir) == before
+
+
+def test_photo_that_changed_before_preparing_was_finished_is_cut_again_and_alone(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "_cut_by_ray", cut_here)
+    run_dir = tmp_path / "run"
+    prepare.run(CONFIG, data, run_dir)
+    scene, before = prepare.read_prepared(run_dir).scene, written(run_dir)
+    (run_dir / "tiles/summary.json").unlink()
+    photo = data / scene.photos[scene.train[2]].file
+    Image.new("RGB", Image.open(photo).size, (200, 0, 0)).save(photo)
+    prepare.run(CONFIG, data, run_dir)
+    after = written(run_dir)
+    tiles = {name for name in after if name.endswith(".parquet") and after[name] != before[name]}
+    assert tiles == {str(tile_file(run_dir, scene.train[2]).relative_to(run_dir))}
+
+
+def test_damaged_mask_of_a_test_photo_is_found(
+    made_by_ray: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "_cut_by_ray", cut_here)
+    data = Path(shutil.copytree(photos, tmp_path / "data"))
+    scene = prepare.read_prepared(made_by_ray).scene
+    for photo in scene.photos:
+        mask = data / "masks" / f"{photo.name}.png"
+        mask.parent.mkdir(exist_ok=True)
+        Image.new("L", Image.open(data / photo.file).size, 255).save(mask)
+    damaged = data / "masks" / f"{scene.photos[scene.test[0]].name}.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    with pytest.raises(InputError, match=damaged.name):
+        prepare.run(changed("scene.masks_dir=masks"), data, tmp_path / "run")
+
+
+def test_split_without_test_photos_is_refused_before_anything_is_written(
+    made_by_ray: Path, photos: Path, tmp_path: Path
+) -> None:
+    every = tmp_path / "train.txt"
+    every.write_text("\n".join(photo.name for photo in prepare.read_prepared(made_by_ray).scene.photos))
+    with pytest.raises(InputError, match=r"no test photos; name some in scene\.test_list"):
+        prepare.run(changed(f"scene.train_list={every}"), photos, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_a_run_without_test_photos_is_refused_before_it_starts(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepare.read_prepared(run_dir)
+    photos = tuple(replace(photo, split="train") for photo in prepared.scene.photos)
+    without = replace(prepared, scene=replace(prepared.scene, photos=photos))
+    monkeypatch.setattr(prepare, "read_prepared", lambda path: without)
+    before = written(run_dir)
+    with pytest.raises(InputError, match="no test photos"):
+        train.run(CONFIG, run_dir)
+    assert written(run_dir) == before
 
 
 def test_tiles_of_another_octree_are_refused_and_made_anew(

@@ -62,7 +62,10 @@ def test_a_run_starts_from_nothing_and_continues_from_its_newest(run_dir: Path, 
 
 
 def test_operational_keys_may_change_and_others_only_on_resume(run_dir: Path) -> None:
-    starting_point(tiny_config(train={"num_workers": 3, "log_every": 1}, eval={"right_half": False}), run_dir, None)
+    operational = tiny_config(
+        train={"num_workers": 3, "log_every": 1}, eval={"right_half": False}, field={"backend": "torch"}
+    )
+    assert starting_point(operational, run_dir, None) == folder(run_dir, 6)
     longer = tiny_config(train={"steps": 99}, data={"swap_every": 5})
     with pytest.raises(InputError, match=r"data\.swap_every is 5, but .* was made with 3; use another --output-dir"):
         starting_point(longer, run_dir, None)

@@ -10,6 +10,7 @@ import torch
 
 from inf_nerf.config import SceneConfig
 from inf_nerf.errors import InputError
+from inf_nerf.scene.photos import read_photo
 from inf_nerf.scene.scene import Scene, load_scene
 from tests.scene.tiny_capture import CAMERA_PARAMS, make_camera, write_capture
 
@@ -35,6 +36,17 @@ def test_text_reads_as_binary(tmp_path: Path) -> None:
 def test_model_is_found_where_colmap_users_put_it(tmp_path: Path, folder: str) -> None:
     write_capture(tmp_path, folder=folder)
     assert load_scene(tmp_path, SceneConfig()).report["photos"] == 12
+
+
+@pytest.mark.parametrize("folder", ["sparse/0", "."])
+def test_photos_may_lie_in_the_data_root_itself(tmp_path: Path, folder: str) -> None:
+    truth = write_capture(tmp_path, folder=folder)
+    for path in (tmp_path / "images").iterdir():
+        path.rename(tmp_path / path.name)
+    (tmp_path / "images").rmdir()
+    scene = load_scene(tmp_path, SceneConfig())
+    assert [photo.file for photo in scene.photos] == truth.names
+    assert read_photo(scene, 0).std() == 0
 
 
 def test_model_without_rigs_and_frames_is_read(tmp_path: Path) -> None:
@@ -114,12 +126,23 @@ def test_truncated_text_file_is_named(tmp_path: Path, name: str, share: float) -
         load_scene(tmp_path, SceneConfig())
 
 
-def test_points_file_that_ends_within_its_last_line_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut", [0, 6])
+def test_points_file_without_header_that_lacks_points_is_named(tmp_path: Path, cut: int) -> None:
     write_capture(tmp_path, text=True)
     path = tmp_path / "sparse/0/points3D.txt"
-    without_header = [line for line in path.read_text().splitlines() if not line.startswith("#")]
-    path.write_text("\n".join(without_header[:-3])[:-6])
-    with pytest.raises(InputError, match=r"points3D.txt ends within a line.*truncated"):
+    without_header = [line for line in path.read_text().splitlines(True) if not line.startswith("#")]
+    content = "".join(without_header[:-3])
+    path.write_text(content[: len(content) - cut])
+    with pytest.raises(InputError, match=r"points3D.txt holds \d+ of the \d+ observations .*truncated"):
+        load_scene(tmp_path, SceneConfig())
+
+
+@pytest.mark.parametrize("name", ["cameras.bin", "images.bin", "points3D.bin", "rigs.bin", "frames.bin"])
+def test_binary_file_with_more_than_its_records_is_named(tmp_path: Path, name: str) -> None:
+    write_capture(tmp_path)
+    with open(tmp_path / "sparse/0" / name, "ab") as file:
+        file.write(b"more")
+    with pytest.raises(InputError, match=rf"{name} has 4 bytes after its \d+ records"):
         load_scene(tmp_path, SceneConfig())
 
 

@@ -61,6 +61,8 @@ def test_scene_survives_saving(tmp_path: Path) -> None:
     assert (again.photos, again.report, again.root) == (scene.photos, scene.report, scene.root)
     np.testing.assert_array_equal(again.frame.matrix, scene.frame.matrix)
     assert again.identity == scene.identity
+    assert again.sources == scene.sources
+    assert {f"sparse/0/{name}.bin" for name in ("cameras", "images", "points3D")} <= set(scene.sources)
     for name in ("xyz", "footprint", "rgb", "error", "track_start", "track_photo", "track_xy"):
         assert torch.equal(getattr(again.points, name), getattr(scene.points, name))
     assert (again.train, again.val, again.test) == (scene.train, scene.val, scene.test)
