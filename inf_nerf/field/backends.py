@@ -26,11 +26,11 @@ class Encoder:
     """A named implementation of :func:`inf_nerf.field.hash_grid.encode`."""
 
     name: str
-    encode: Callable[[GridSpec, Tensor, Tensor, Tensor], Tensor]
+    encode: Callable[[GridSpec, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
-    def __call__(self, spec: GridSpec, table: Tensor, xyz: Tensor, node: Tensor) -> Tensor:
-        """Positions [Q, 3] in [0, 1] and their nodes [Q] -> features [Q, L * F]."""
-        return self.encode(spec, table, xyz, node)
+    def __call__(self, spec: GridSpec, table: Tensor, xyz: Tensor, node: Tensor, known: Tensor | None = None) -> Tensor:
+        """Positions [Q, 3] in [0, 1] and their nodes [Q] -> features [Q, L * F], ``known`` if computed before."""
+        return self.encode(spec, table, xyz, node, known)
 
 
 def resolve_backend(name: str, device: str | torch.device) -> Encoder:

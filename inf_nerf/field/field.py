@@ -84,14 +84,20 @@ class Field:
         """Products and activations of the heads get this precision from now on; values and gradients stay float32."""
         self._mlp = partial(packed_mlp, precision=precision)
 
+    @torch.no_grad()
+    def features(self, xyz: Tensor, node: Tensor) -> Tensor:
+        """Features [Q, L * F] of positions [Q, 3] in nodes [Q], for :meth:`density` to start from; no gradients."""
+        return self.encoder(self.spec, self.tables, xyz, node)
+
     def density(
         self,
         xyz: Tensor,  # [Q, 3] in the node's own [0, 1]
         node: Tensor,  # [Q] int64, ascending
+        features: Tensor | None = None,  # [Q, L * F] of the same positions, if they are at hand
     ) -> tuple[Tensor, Tensor]:  # [Q], [Q, G]
         """Density per unit of scene length, and the geometry features that the colour is computed from."""
         bounds = self._bounds(node)
-        features = self.encoder(self.spec, self.tables, xyz, node)  # [Q, L * F]
+        features = self.encoder(self.spec, self.tables, xyz, node, features)
         raw = self._mlp(self.density_weights, features, bounds, self.density_sizes)  # [Q, 1 + G]
         return trunc_exp(raw[:, 0] + self._density_bias), raw[:, 1:]
 

@@ -86,9 +86,11 @@ def encode(
     table: Tensor,  # [M, P, F]
     xyz: Tensor,  # [Q, 3] in [0, 1]
     node: Tensor,  # [Q] int64
+    known: Tensor | None = None,  # [Q, L * F] what this function gave before for the same table
 ) -> Tensor:  # [Q, L * F], level-major
     """Interpolate every level of each position's own node; ordinary autograd, any float type, any device.
 
+    With ``known`` features other backends only record the gradient; here autograd has to see the computation again.
     Positions outside the cube read its border.  The gradient of ``table`` is dense.
     """
     entries = table.reshape(-1, spec.features_per_level)  # [M * P, F]

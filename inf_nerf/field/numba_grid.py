@@ -30,40 +30,45 @@ PRIME_Y, PRIME_Z = np.uint32(PRIMES[1]), np.uint32(PRIMES[2])
 HALF, ONE = np.float32(0.5), np.float32(1)
 
 
-def encode(spec: GridSpec, table: Tensor, xyz: Tensor, node: Tensor) -> Tensor:
+def encode(spec: GridSpec, table: Tensor, xyz: Tensor, node: Tensor, known: Tensor | None = None) -> Tensor:
     """Features [Q, L * F] of positions ``xyz`` [Q, 3] in their nodes [Q] of ``table`` [M, P, F].
+
+    ``known`` are the features if they were computed before; then only the gradient is left to do.
 
     Fastest when samples are sorted by node.  Backward adds to ``table.grad`` in place (it is made once if missing);
     positions get no gradient, and ``torch.autograd.grad`` with respect to the table is not supported.
     """
-    return _Encode.apply(table, xyz, node, spec)  # pyright: ignore[reportReturnType]
+    return _Encode.apply(table, xyz, node, spec, known)  # pyright: ignore[reportReturnType]
 
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, table: Tensor, xyz: Tensor, node: Tensor, spec: GridSpec) -> Tensor:
+    def forward(ctx: Any, table: Tensor, xyz: Tensor, node: Tensor, spec: GridSpec, known: Tensor | None) -> Tensor:
         if table.dtype != torch.float32 or xyz.dtype != torch.float32:
             raise TypeError(f"the numba grid is float32 only, found a {table.dtype} table and {xyz.dtype} positions")
         if len(node) and not 0 <= int(node.min()) <= int(node.max()) < len(table):
             raise IndexError(f"sample nodes reach from {int(node.min())} to {int(node.max())}, nodes are {len(table)}")
         xyz, node = xyz.detach().contiguous(), node.contiguous()
-        features = torch.empty(len(xyz), spec.num_features)
-        forward, _ = _kernels(spec.features_per_level)
-        arrays = table.detach().numpy(), xyz.numpy(), node.numpy(), features.numpy()
-        _in_threads(forward, len(xyz), *_levels(spec), *arrays)
+        if known is None:
+            features = torch.empty(len(xyz), spec.num_features)
+            forward, _ = _kernels(spec.features_per_level)
+            arrays = table.detach().numpy(), xyz.numpy(), node.numpy(), features.numpy()
+            _in_threads(forward, len(xyz), *_levels(spec), *arrays)
+        else:
+            features = known.detach()
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(xyz, node)
             ctx.table, ctx.spec = table, spec
         return features
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, None, None, None]:
         xyz, node = ctx.saved_tensors
         gradient = persistent_gradient(ctx.table)
         _, backward = _kernels(ctx.spec.features_per_level)
         arrays = gradient.numpy(), xyz.numpy(), node.numpy(), grad_outputs[0].contiguous().numpy()
         _in_threads(backward, ctx.spec.num_levels, *_levels(ctx.spec), *arrays)
-        return None, None, None, None
+        return None, None, None, None, None
 
 
 def _in_threads(kernel: Callable[..., Any], total: int, *arrays: np.ndarray) -> None:

@@ -22,18 +22,19 @@ NUM_WARPS = 8
 PRIME_Y, PRIME_Z = tl.constexpr(PRIMES[1]), tl.constexpr(PRIMES[2])
 
 
-def encode(spec: GridSpec, table: Tensor, xyz: Tensor, node: Tensor) -> Tensor:
+def encode(spec: GridSpec, table: Tensor, xyz: Tensor, node: Tensor, known: Tensor | None = None) -> Tensor:
     """Features [Q, L * F] of positions ``xyz`` [Q, 3] in their nodes [Q] of ``table`` [M, P, F].
 
-    Backward adds to ``table.grad`` in place (it is made once if missing); positions get no gradient, and
-    ``torch.autograd.grad`` with respect to the table is not supported.  NaN counts as 0.
+    ``known`` are the features if they were computed before; then only the gradient is left to do.  Backward adds
+    to ``table.grad`` in place (it is made once if missing); positions get no gradient, and ``torch.autograd.grad`` with
+    respect to the table is not supported.  NaN counts as 0.
     """
-    return _Encode.apply(table, xyz, node, spec)  # pyright: ignore[reportReturnType]
+    return _Encode.apply(table, xyz, node, spec, known)  # pyright: ignore[reportReturnType]
 
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, table: Tensor, xyz: Tensor, node: Tensor, spec: GridSpec) -> Tensor:
+    def forward(ctx: Any, table: Tensor, xyz: Tensor, node: Tensor, spec: GridSpec, known: Tensor | None) -> Tensor:
         if table.dtype != torch.float32 or xyz.dtype != torch.float32:
             raise TypeError(f"the Triton grid is float32 only, found a {table.dtype} table and {xyz.dtype} positions")
         if len(node):
@@ -41,18 +42,21 @@ class _Encode(torch.autograd.Function):
             if not 0 <= first <= last < len(table):
                 raise IndexError(f"sample nodes reach from {first} to {last}, nodes are {len(table)}")
         xyz, node = xyz.detach().contiguous(), node.contiguous()
-        features = xyz.new_empty(len(xyz), spec.num_features)
-        _launch(_forward, spec, table.detach(), xyz, node, features)
+        if known is None:
+            features = xyz.new_empty(len(xyz), spec.num_features)
+            _launch(_forward, spec, table.detach(), xyz, node, features)
+        else:
+            features = known.detach()
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(xyz, node)
             ctx.table, ctx.spec = table, spec
         return features
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, None, None, None]:
         xyz, node = ctx.saved_tensors
         _launch(_backward, ctx.spec, persistent_gradient(ctx.table), xyz, node, grad_outputs[0].contiguous())
-        return None, None, None, None
+        return None, None, None, None, None
 
 
 def _launch(kernel: Any, spec: GridSpec, table: Tensor, xyz: Tensor, node: Tensor, features: Tensor) -> None:

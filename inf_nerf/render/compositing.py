@@ -8,6 +8,8 @@ because one running sum spans the whole batch.
 import torch
 from torch import Tensor
 
+OPAQUE_DEPTH = 60.0  # optical depth of one sample beyond which nothing changes: exp(-60) is 1e-26
+
 
 def composite(
     sigma: Tensor,  # [Q] density per scene unit
@@ -19,11 +21,15 @@ def composite(
 
     alpha = 1 - exp(-sigma * delta), weight = alpha * prod over earlier samples of (1 - alpha)  (Max 1995, NeRF eq. 3).
     """
-    tau = (sigma * delta).double()
-    before = sum_before(tau, ray, num_rays)
+    tau, before = _optical_depths(sigma, delta, ray, num_rays)
     weights = torch.exp(-before) * -torch.expm1(-tau)
     total = tau.new_zeros(num_rays).index_add(0, ray, tau)
     return weights.to(sigma.dtype), torch.exp(-total).to(sigma.dtype)
+
+
+def transmittance(sigma: Tensor, delta: Tensor, ray: Tensor, num_rays: int) -> Tensor:
+    """Share [Q] of a ray's light that comes past the samples before each sample; arguments as of :func:`composite`."""
+    return torch.exp(-_optical_depths(sigma, delta, ray, num_rays)[1]).to(sigma.dtype)
 
 
 def along_rays(
@@ -54,6 +60,15 @@ def distortion(
     pairs = 2 * w * (m * sum_before(w, ray, num_rays) - sum_before(w * m, ray, num_rays))
     own = w.square() * width.double() / 3
     return w.new_zeros(num_rays).index_add(0, ray, pairs + own).to(weights.dtype)
+
+
+def _optical_depths(sigma: Tensor, delta: Tensor, ray: Tensor, num_rays: int) -> tuple[Tensor, Tensor]:
+    """Optical depth of each sample and of all before it on its ray, both [Q] float64.
+
+    Depths are capped, since one endless sample would use up the digits of the sum that runs over all rays.
+    """
+    tau = (sigma * delta).double().clamp_max(OPAQUE_DEPTH)
+    return tau, sum_before(tau, ray, num_rays)
 
 
 def sum_before(values: Tensor, ray: Tensor, num_rays: int) -> Tensor:

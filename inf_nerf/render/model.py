@@ -15,7 +15,7 @@ from inf_nerf.field.field import Field
 from inf_nerf.field.occupancy import Occupancy
 from inf_nerf.octree.routing import blend_neighbour, route
 from inf_nerf.octree.topology import BACKGROUND_KEY, Octree
-from inf_nerf.render.compositing import along_rays, composite
+from inf_nerf.render.compositing import along_rays, composite, transmittance
 from inf_nerf.render.empty_space import EmptySpace
 from inf_nerf.render.sampling import (
     Samples,
@@ -28,6 +28,7 @@ from inf_nerf.render.sampling import (
 from inf_nerf.scene.cameras import Rays
 
 OPAQUE = 1e-3  # transmittance below which nothing behind is looked at
+ENDLESS = 1e9  # length of a step that lets nothing through
 UNTRAINED = 0.8  # share of the initial density above which a field may just not have been trained
 INVISIBLE = 1e-4  # weight below which a sample's colour is not computed, outside training
 
@@ -43,8 +44,8 @@ class Rendered:
     foreign: Tensor  # [R] compositing weight answered in place of another rank's nodes, detached
     share: Tensor  # [M] compositing weight answered by each node, summed over rays, detached
     touched: Tensor  # [M] bool: nodes that were asked
-    num_samples: int  # foreground samples asked
-    samples: Samples
+    num_samples: int  # foreground samples asked for their density
+    samples: Samples  # with gradients: only those that light reaches
     weights: Tensor  # [Q] of the samples
     span: tuple[Tensor, Tensor]  # distances [R] at which rays enter and leave the root cube
 
@@ -132,11 +133,23 @@ class Model:
         appearance: Tensor | None = None,  # [A] or [R, A]; None: of the photo, or the mean where it has none
         backdrop: Tensor | None = None,  # [3]
     ) -> Rendered:
-        """Render rays; with a generator as in training (jitter), without one deterministically."""
+        """Render rays; with a generator as in training (jitter), without one deterministically.
+
+        With gradients only the samples that light reaches are kept, and `lod_blend` must be 0.
+        """
+        rays = rays.to(self.appearance.device)
         num_rays = len(rays)
         samples = self.sample(rays, generator)
+        num_samples = len(samples)
         looks = self._appearance(rays, appearance)
-        rgb, weights, remaining = self._foreground(samples, rays, looks, lod_blend)
+        touched = torch.zeros(self.background + 1, dtype=torch.bool, device=looks.device)
+        if torch.is_grad_enabled():
+            if lod_blend:
+                raise ValueError(f"lod_blend is {lod_blend}, but levels are not mixed while gradients are recorded")
+            samples, rgb, weights, remaining = self._lit_foreground(samples, rays, looks)
+            touched[samples.node] = True
+        else:
+            rgb, weights, remaining = self._foreground(samples, rays, looks, lod_blend, touched)
         enter, leave = cube_span(rays)
         leave = torch.where(leave > enter, leave, torch.zeros_like(leave))
         colour = along_rays(weights, rgb, samples.ray, num_rays)
@@ -148,8 +161,6 @@ class Model:
         detached = weights.detach()
         share = torch.zeros(self.background + 1, device=colour.device).index_add_(0, samples.node, detached)
         share[-1] = (remaining.detach() * beyond).sum()
-        touched = torch.zeros_like(share, dtype=torch.bool)
-        touched[samples.node] = True
         touched[-1] = bool((beyond & (remaining.detach() > OPAQUE)).any())
         opacity = 1 - remaining
         level = along_rays(detached, self.octree.level[samples.node].float(), samples.ray, num_rays)
@@ -161,7 +172,7 @@ class Model:
             foreign=along_rays(detached, samples.foreign.float(), samples.ray, num_rays),
             share=share,
             touched=touched,
-            num_samples=len(samples),
+            num_samples=num_samples,
             samples=samples,
             weights=weights,
             span=(enter, leave),
@@ -176,10 +187,39 @@ class Model:
         unknown = (rays.photo < 0) | ~self.is_trained[photo]
         return torch.where(unknown[:, None], self.mean_appearance(), looks) if bool(unknown.any()) else looks
 
+    def _lit_foreground(self, samples: Samples, rays: Rays, looks: Tensor) -> tuple[Samples, Tensor, Tensor, Tensor]:
+        """The samples that light reaches, their colour [Q', 3] and weight [Q'], and the transmittance [R] behind them.
+
+        A first pass asks for densities alone.  What lies behind a surface gets neither weight nor gradient, so nothing
+        else is computed for it; for the rest the pass is not in vain, since its features are kept.
+        """
+        node, order = torch.sort(samples.node, stable=True)
+        xyz = self.octree.to_local(samples.xyz[order], node)
+        features = self.field.features(xyz, node)
+        with torch.no_grad():
+            sigma_sorted, _ = self.field.density(xyz, node, features)
+            sigma = torch.empty_like(sigma_sorted).index_copy_(0, order, sigma_sorted)
+            lit = transmittance(sigma, samples.delta, samples.ray, len(rays)) > OPAQUE
+        # the last sample that light reaches takes all that is left, lest the background shine through in its place
+        last = lit[:-1] & ~lit[1:] & (samples.ray[:-1] == samples.ray[1:])
+        delta = torch.cat((samples.delta[:-1].masked_fill(last, ENDLESS), samples.delta[-1:]))[lit]
+        kept = torch.nonzero(lit[order]).squeeze(1)
+        order = (torch.cumsum(lit, 0) - 1)[order[kept]]
+        samples, node = samples[lit], node[kept]
+        sigma_sorted, geo = self.field.density(xyz[kept], node, features[kept])
+        back = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
+        weights, remaining = composite(sigma_sorted[back], delta, samples.ray, len(rays))
+        ray = samples.ray[order]
+        rgb = self.field.colour(geo, rays.direction[ray], looks[ray], node)[back]
+        return samples, rgb, weights, remaining
+
     def _foreground(
-        self, samples: Samples, rays: Rays, looks: Tensor, lod_blend: float
+        self, samples: Samples, rays: Rays, looks: Tensor, lod_blend: float, touched: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Colour [Q, 3] and weight [Q] of the samples, and the transmittance [R] behind them."""
+        """Colour [Q, 3] and weight [Q] of the samples, and the transmittance [R] behind them, without gradients.
+
+        Marks the nodes that are asked in ``touched`` [M].
+        """
         node, xyz, source, mix = samples.node, samples.xyz, torch.arange(len(samples), device=rays.origin.device), None
         if lod_blend > 0 and len(samples):
             neighbour, weight = blend_neighbour(self.octree, xyz, samples.footprint, lod_blend)
@@ -187,6 +227,7 @@ class Model:
             source = torch.cat((source, extra))
             mix = torch.cat((1 - weight, weight[extra]))
             node = torch.cat((node, neighbour[extra]))
+        touched[node] = True
         node, order = torch.sort(node, stable=True)
         back = torch.argsort(order)  # sorted -> given order
         source_sorted = source[order]
@@ -198,15 +239,11 @@ class Model:
         else:
             total = sigma_parts
         weights, remaining = composite(total, samples.delta, samples.ray, len(rays))
-        ray = samples.ray[source_sorted]
-        if torch.is_grad_enabled():
-            rgb_parts = self.field.colour(geo, rays.direction[ray], looks[ray], node)[back]
-        else:
-            seen = torch.nonzero(weights[source_sorted] > INVISIBLE).squeeze(1)
-            rgb_sorted = sigma.new_zeros(len(node), 3)
-            ray = ray[seen]
-            rgb_sorted[seen] = self.field.colour(geo[seen], rays.direction[ray], looks[ray], node[seen])
-            rgb_parts = rgb_sorted[back]
+        seen = torch.nonzero(weights[source_sorted] > INVISIBLE).squeeze(1)
+        ray = samples.ray[source_sorted][seen]
+        rgb_sorted = sigma.new_zeros(len(node), 3)
+        rgb_sorted[seen] = self.field.colour(geo[seen], rays.direction[ray], looks[ray], node[seen])
+        rgb_parts = rgb_sorted[back]
         if mix is None:
             return rgb_parts, weights, remaining
         parts = rgb_parts * (sigma_parts / total[source].clamp_min(1e-20))[:, None]

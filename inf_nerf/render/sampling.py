@@ -11,7 +11,7 @@ all passes over it are answered by the same levels.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -43,6 +43,9 @@ class Samples:
 
     def __len__(self) -> int:
         return self.ray.shape[0]
+
+    def __getitem__(self, index: Tensor) -> "Samples":
+        return Samples(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
 def cube_span(rays: Rays) -> tuple[Tensor, Tensor]:

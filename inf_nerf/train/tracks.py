@@ -27,7 +27,7 @@ class Tracks:
         """All usable observations; points whose node another rank owns are left to that rank."""
         points = scene.points
         point = points.track_point
-        _, foreign = route(octree, points.xyz, points.footprint * footprint_px)
+        _, foreign = route(octree.to("cpu"), points.xyz, points.footprint * footprint_px)
         usable_point = (points.xyz.abs() <= 1).all(1) & ~foreign
         trained = torch.zeros(len(scene.photos), dtype=torch.bool)
         trained[torch.tensor(scene.train, dtype=torch.int64)] = True

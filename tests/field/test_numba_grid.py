@@ -71,6 +71,19 @@ def test_faces_of_the_cube_and_positions_beyond_them_equal_the_twin() -> None:
     torch.testing.assert_close(found, hash_grid.encode(spec, table, xyz, node), atol=1e-6, rtol=0)
 
 
+def test_known_features_are_given_back_with_the_same_gradient() -> None:
+    spec = make_spec()
+    table, xyz, node = make_samples(spec, 300)
+    ours, again = table.clone().requires_grad_(), table.clone().requires_grad_()
+    first = numba_grid.encode(spec, ours, xyz, node)
+    second = numba_grid.encode(spec, again, xyz[50:], node[50:], first.detach()[50:])
+    assert torch.equal(second, first[50:])
+    first[50:].square().sum().backward()
+    second.square().sum().backward()
+    assert ours.grad is not None and again.grad is not None
+    torch.testing.assert_close(again.grad, ours.grad)
+
+
 def test_samples_need_not_be_sorted() -> None:
     spec = make_spec()
     table, xyz, node = make_samples(spec, 500)

@@ -85,6 +85,18 @@ def test_huge_densities_stay_finite():
     torch.testing.assert_close(weights, torch.tensor([0.0, 1.0, 1.0, 0.0]))
 
 
+def test_endless_dense_samples_leave_the_rays_after_them_exact():
+    num_rays = 2000
+    sigma = torch.tensor([0.3, 0.7, 1e6]).repeat(num_rays).requires_grad_()
+    delta = torch.tensor([1.0, 1.0, 1e9]).repeat(num_rays)
+    weights, _ = composite(sigma, delta, torch.arange(num_rays).repeat_interleave(3), num_rays)
+    weights.square().sum().backward()
+    expected, _ = composite_loop(torch.tensor([0.3, 0.7, 60.0]), torch.ones(3), torch.zeros(3, dtype=torch.int64), 1)
+    torch.testing.assert_close(weights.view(num_rays, 3).double(), expected.expand(num_rays, 3), atol=1e-6, rtol=0)
+    assert sigma.grad is not None
+    torch.testing.assert_close(sigma.grad.view(num_rays, 3), sigma.grad[:3].expand(num_rays, 3), atol=1e-6, rtol=0)
+
+
 def test_nothing_composites_to_nothing():
     none = torch.zeros(0)
     weights, remaining = composite(none, none, torch.zeros(0, dtype=torch.int64), 3)

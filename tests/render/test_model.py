@@ -11,6 +11,7 @@ from torch import Tensor
 from inf_nerf.config import Config
 from inf_nerf.octree.routing import route
 from inf_nerf.octree.topology import BACKGROUND_KEY, Octree
+from inf_nerf.render import model as module
 from inf_nerf.render.model import Model
 from inf_nerf.scene.cameras import Rays
 from tests.train.tiny import MEAN_COLOUR, tiny_config, tiny_octree, tiny_scene, tiny_work
@@ -88,6 +89,61 @@ def test_rays_see_the_same_alone_and_in_company(sampler: dict[str, Any]) -> None
     for name in ("rgb", "depth", "opacity", "level"):
         alone = torch.cat([getattr(found, name) for found in apart])
         torch.testing.assert_close(alone, getattr(together, name)[chosen], rtol=1e-4, atol=1e-5)
+
+
+def gradients(model: Model, rays: Rays) -> tuple[Any, list[Tensor]]:
+    """What is rendered with gradients, and what a loss on it leaves in the field."""
+    rendered = model.render(rays)
+    (rendered.rgb.square().sum() + rendered.depth.sum()).backward()
+    leaves = (model.field.tables, model.field.density_weights, model.field.colour_weights)
+    return rendered, [leaf.grad.clone() for leaf in leaves if leaf.grad is not None]
+
+
+def test_samples_behind_a_surface_cost_no_gradient_and_change_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(field={"initial_density": 100.0})  # opaque after a part of the cube
+    found, gradient = gradients(make_model(config=config), photo_rays())
+    monkeypatch.setattr(module, "OPAQUE", -1.0)  # light reaches everything
+    expected, expected_gradient = gradients(make_model(config=config), photo_rays())
+    assert len(found.samples) < 0.9 * len(expected.samples) == 0.9 * found.num_samples
+    torch.testing.assert_close(found.rgb, expected.rgb, atol=2e-3, rtol=0)
+    assert len(gradient) == 3
+    for ours, theirs in zip(gradient, expected_gradient, strict=True):
+        assert float((ours - theirs).norm()) < 0.02 * float(theirs.norm())
+
+
+def test_every_sample_has_its_own_gradient_where_light_reaches_all() -> None:
+    """The pass that finds the light must not mix up samples: against gradients by difference quotients."""
+    model = make_model(config=tiny_config(field={"backend": "torch"}))
+    rays = photo_rays()[torch.arange(0, 40, 3)]
+    rendered, (tables, _, _) = gradients(model, rays)
+    assert len(rendered.samples) == rendered.num_samples
+    strongest = tables.abs().flatten().topk(3).indices
+
+    def loss() -> float:
+        seen = render(model, rays)
+        return float(seen.rgb.double().square().sum() + seen.depth.double().sum())
+
+    flat = model.field.tables.data.view(-1)
+    for place in strongest.tolist():
+        values = []
+        for shift in (1e-2, -1e-2):
+            flat[place] += shift
+            values.append(loss())
+            flat[place] -= shift
+        quotient = (values[0] - values[1]) / 2e-2
+        assert quotient == pytest.approx(float(tables.flatten()[place]), rel=0.05)
+
+
+def test_levels_are_not_mixed_with_gradients() -> None:
+    with pytest.raises(ValueError, match="lod_blend is 0.5"):
+        make_model().render(photo_rays(), lod_blend=0.5)
+
+
+def test_nodes_mixed_in_at_a_boundary_count_as_touched() -> None:
+    model = make_model()
+    gsd = float(model.octree.gsd[0])
+    rays = downward(radius=gsd / 1.2 * 0.97)
+    assert int(render(model, rays, lod_blend=1.0).touched.sum()) > int(render(model, rays).touched.sum())
 
 
 def test_no_gradient_changes_no_colour() -> None:
