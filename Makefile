@@ -4,11 +4,13 @@
 #   make install TORCH="torch --index-url ADDRESS"   a CPU or CUDA build of torch from an index of your choice
 #   make install PIP_EXTRA="OPTIONS"     further options for pip, e.g. --find-links DIR
 #   make demo | test | test-slow | lint | types
+#   make bench [BENCH="--quick"]          speed of every kernel beside its rivals: see docs/performance.md
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH ?=
+BENCH ?=
 PIP_EXTRA ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_EXTRA)
 
@@ -18,7 +20,7 @@ FIND_PYTHON := for p in python3 python3.13 python3.12 python3.11; do \
 	if $$p -c '$(SUPPORTED)' 2>/dev/null; then echo $$p; break; fi; done
 PYTHON ?= $(shell $(FIND_PYTHON))
 
-.PHONY: install demo test test-slow lint types
+.PHONY: install demo test test-slow lint types bench
 
 install: $(STAMP)
 
@@ -45,3 +47,6 @@ lint: install
 
 types: install
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: install
+	$(BIN)/python -m benchmarks $(BENCH)

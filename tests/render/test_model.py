@@ -135,7 +135,7 @@ def test_every_sample_has_its_own_gradient_where_light_reaches_all() -> None:
 
 
 def test_levels_are_not_mixed_with_gradients() -> None:
-    with pytest.raises(ValueError, match="lod_blend is 0.5"):
+    with pytest.raises(ValueError, match=r"lod_blend is 0\.5"):
         make_model().render(photo_rays(), lod_blend=0.5)
 
 

@@ -1,0 +1,1 @@
+"""What is timed: each module makes the cases of a few rows."""
