@@ -25,9 +25,9 @@ from inf_nerf.field.heads import persistent_gradient, segment_bounds
 def encode(spec: GridSpec, table: Tensor, xyz: Tensor, node: Tensor, known: Tensor | None = None) -> Tensor:
     """Features [Q, L * F] of positions ``xyz`` [Q, 3] in their nodes [Q], ascending, of ``table`` [M, P, F].
 
-    Backward adds to ``table.grad`` in place (it is made once if missing); positions get no gradient, and
-    ``torch.autograd.grad`` with respect to the table is not supported.  NaN counts as 0.
-    ``known`` features do not help: tinycudann computes a gradient only after its own forward pass.
+    ``known`` features are not used: tinycudann's backward has to follow its own forward.  Backward adds to
+    ``table.grad`` in place (it is made once if missing); positions get no gradient, and ``torch.autograd.grad`` with
+    respect to the table is not supported.  NaN counts as 0.
     """
     return _Encode.apply(table, xyz, node, spec)  # pyright: ignore[reportReturnType]
 

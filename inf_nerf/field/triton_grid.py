@@ -25,8 +25,8 @@ PRIME_Y, PRIME_Z = tl.constexpr(PRIMES[1]), tl.constexpr(PRIMES[2])
 def encode(spec: GridSpec, table: Tensor, xyz: Tensor, node: Tensor, known: Tensor | None = None) -> Tensor:
     """Features [Q, L * F] of positions ``xyz`` [Q, 3] in their nodes [Q] of ``table`` [M, P, F].
 
-    ``known`` are the features if they were computed before; then only the gradient is left to do.  Backward adds to
-    ``table.grad`` in place (it is made once if missing); positions get no gradient, and ``torch.autograd.grad`` with
+    ``known`` are the features if they were computed before; then only the gradient is left to do.  Backward adds
+    to ``table.grad`` in place (it is made once if missing); positions get no gradient, and ``torch.autograd.grad`` with
     respect to the table is not supported.  NaN counts as 0.
     """
     return _Encode.apply(table, xyz, node, spec, known)  # pyright: ignore[reportReturnType]
@@ -42,9 +42,11 @@ class _Encode(torch.autograd.Function):
             if not 0 <= first <= last < len(table):
                 raise IndexError(f"sample nodes reach from {first} to {last}, nodes are {len(table)}")
         xyz, node = xyz.detach().contiguous(), node.contiguous()
-        features = xyz.new_empty(len(xyz), spec.num_features) if known is None else known.detach()
         if known is None:
+            features = xyz.new_empty(len(xyz), spec.num_features)
             _launch(_forward, spec, table.detach(), xyz, node, features)
+        else:
+            features = known.detach()
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(xyz, node)
             ctx.table, ctx.spec = table, spec

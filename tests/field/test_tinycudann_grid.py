@@ -91,6 +91,21 @@ def test_gradients_accumulate_in_the_same_buffer_and_positions_get_none(grid: Mo
     assert xyz.grad is None
 
 
+def test_known_features_change_nothing(grid: ModuleType) -> None:
+    spec = make_spec()
+    table, xyz, node = make_samples(spec, 300)
+    ours, again = table.clone().requires_grad_(), table.clone().requires_grad_()
+
+    first = grid.encode(spec, ours, xyz, node)
+    second = grid.encode(spec, again, xyz, node, first.detach())
+    first.square().sum().backward()
+    second.square().sum().backward()
+
+    assert torch.equal(second, first)
+    assert ours.grad is not None and again.grad is not None
+    assert torch.equal(again.grad, ours.grad)
+
+
 def test_positions_beyond_the_cube_read_its_border(grid: ModuleType) -> None:
     spec = make_spec()
     table, _, _ = make_samples(spec, 1)

@@ -33,8 +33,8 @@ class Grid:
     module: ModuleType
     device: str
 
-    def encode(self, spec: GridSpec, table: Tensor, xyz: Tensor, node: Tensor) -> Tensor:
-        return self.module.encode(spec, table, xyz.to(self.device), node.to(self.device))
+    def encode(self, spec: GridSpec, table: Tensor, xyz: Tensor, node: Tensor, known: Tensor | None = None) -> Tensor:
+        return self.module.encode(spec, table, xyz.to(self.device), node.to(self.device), known)
 
     def leaf(self, table: Tensor) -> Tensor:
         return table.to(self.device).clone().requires_grad_()
@@ -125,6 +125,21 @@ def test_positions_that_are_no_numbers_stay_inside_the_table(grid: Grid) -> None
     expected = hash_grid.encode(spec, table, xyz.nan_to_num(0.0, infinity, -infinity), node)
     torch.testing.assert_close(found.detach().cpu(), expected, atol=1e-6, rtol=0)
     assert leaf.grad is not None and bool(leaf.grad.isfinite().all())
+
+
+def test_known_features_are_given_back_with_the_same_gradient(grid: Grid) -> None:
+    spec = make_spec()
+    table, xyz, node = make_samples(spec, 60)
+    ours, again = grid.leaf(table), grid.leaf(table)
+
+    first = grid.encode(spec, ours, xyz, node)
+    second = grid.encode(spec, again, xyz[20:], node[20:], first.detach()[20:] + 1)
+    first[20:].sum().backward()
+    second.sum().backward()
+
+    assert torch.equal(second, first[20:] + 1)
+    assert ours.grad is not None and again.grad is not None
+    torch.testing.assert_close(again.grad, ours.grad)
 
 
 def test_samples_need_not_be_sorted(grid: Grid) -> None:
