@@ -33,6 +33,11 @@ class EmptySpace:
         self._sizes = sizes
         self._starts = torch.cumsum(sizes**3, 0) - sizes**3
 
+    @property
+    def tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All grids one after the other, x slowest; the cells per side [K] of each; where each starts [K]."""
+        return self._flat, self._sizes, self._starts
+
     def may_hold(self, middle: Tensor, length: Tensor) -> Tensor:
         """Whether intervals around ``middle`` [Q, 3] of ``length`` [Q] (scene units) may hold anything; bool [Q]."""
         # the finest grid whose cells (side 2 / S) are at least as long as the interval

@@ -116,7 +116,15 @@ class Model:
         if sampler.kind == "tree":
             return sample_tree(rays, self.octree, self.density, sampler, radius, generator)
         samples = march(
-            rays, self.octree, self.occupancy, self.empty_space, sampler, radius, generator, self.steps_across
+            rays,
+            self.octree,
+            self.occupancy,
+            self.empty_space,
+            sampler,
+            radius,
+            generator,
+            self.steps_across,
+            compiled=self.field.encoder.name == "numba",
         )
         if generator is not None:
             # while little is known to be empty, longer steps keep the cost of a batch about constant

@@ -66,12 +66,13 @@ def march(
     radius: Tensor,  # [R] footprint per unit distance as routed: see `routed_radius`
     generator: torch.Generator | None,
     most: float,
+    compiled: bool = False,
 ) -> Samples:
     """Steps through what is not known to be empty.
 
     A step is ``config.step`` footprints long, or longer where there would be more than about ``most`` of them between
     entering and leaving the cube (what a camera inside the cube has right before it does not count).  With a generator
-    (training) the steps of a ray start at a random phase.
+    (training) the steps of a ray start at a random phase.  ``compiled`` runs on the CPU, with numba.
     """
     enter, leave = cube_span(rays)
     hit = torch.nonzero(leave > enter).squeeze(1)
@@ -82,32 +83,55 @@ def march(
     budgeted = torch.log((leave / enter.clamp_min(CLOSE)).clamp_min(1.01))
     log_growth = torch.maximum(torch.log1p(config.step * radius), budgeted / most)
     log_growth = torch.maximum(log_growth, octaves / config.max_samples)
-    log_interval = log_growth * STEPS_PER_INTERVAL
-    num_intervals = torch.ceil(octaves / log_interval).long().clamp_min_(1)
     phase = uniform(len(hit), generator, origin)  # of a step, shifts all samples of the ray
+    steps = (origin, direction, radius, enter, leave, log_growth, phase, STEPS_PER_INTERVAL)
+    if compiled:
+        from inf_nerf.render import numba_march
 
-    ray = torch.repeat_interleave(torch.arange(len(hit), device=hit.device), num_intervals)  # [C]
+        ray, t, node, foreign = numba_march.occupied_steps(*steps, octree, occupancy, empty_space)
+    else:
+        ray, t, node, foreign = occupied_steps(*steps, octree, occupancy, empty_space)
+    delta = t * torch.expm1(log_growth)[ray]
+    xyz = torch.addcmul(origin[ray], direction[ray], t[:, None])
+    return Samples(hit[ray], t, delta, xyz, t * radius[ray], node, foreign)
+
+
+def occupied_steps(
+    origin: Tensor,  # [R, 3]
+    direction: Tensor,  # [R, 3]
+    radius: Tensor,  # [R] footprint per unit distance as routed
+    enter: Tensor,  # [R] distances between which a ray is inside the cube
+    leave: Tensor,  # [R]
+    log_growth: Tensor,  # [R] of the distance from step to step
+    phase: Tensor,  # [R] of a step, in [0, 1)
+    per_interval: int,  # steps that the coarse test covers at once
+    octree: Octree,
+    occupancy: Occupancy,
+    empty_space: EmptySpace,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ray [Q], distance [Q], node [Q] and foreign [Q] of the steps in occupied cells, by ray, then by distance."""
+    log_interval = log_growth * per_interval
+    num_intervals = torch.ceil(torch.log(leave / enter) / log_interval).long().clamp_min_(1)
+    ray = torch.repeat_interleave(torch.arange(len(origin), device=origin.device), num_intervals)  # [C]
     first = torch.cumsum(num_intervals, 0) - num_intervals
-    k = (torch.arange(len(ray), device=hit.device) - first[ray]).float()
+    k = (torch.arange(len(ray), device=origin.device) - first[ray]).float()
     begin = enter[ray] * torch.exp(log_interval[ray] * k)
     length = begin * torch.expm1(log_interval[ray])
     position = torch.addcmul(origin[ray], direction[ray], (begin + 0.5 * length)[:, None])
     keep = torch.nonzero(empty_space.may_hold(position, length)).squeeze(1)
     ray, begin = ray[keep], begin[keep]
 
-    step = torch.arange(STEPS_PER_INTERVAL, device=hit.device)
+    step = torch.arange(per_interval, device=origin.device)
     growth = torch.exp(log_growth[ray, None] * (step + phase[ray, None]))  # [C, 8]
     t = (begin[:, None] * growth).reshape(-1)
-    ray = ray.repeat_interleave(STEPS_PER_INTERVAL)
+    ray = ray.repeat_interleave(per_interval)
     inside = torch.nonzero(t < leave[ray]).squeeze(1)
     t, ray = t[inside], ray[inside]
-    delta = t * torch.expm1(log_growth)[ray]
     xyz = torch.addcmul(origin[ray], direction[ray], t[:, None])
-    footprint = t * radius[ray]
-    node, foreign = route(octree, xyz, footprint)
+    node, foreign = route(octree, xyz, t * radius[ray])
     cell = occupancy.cell_of(octree.to_local(xyz, node), node)
     kept = torch.nonzero(occupancy.occupied.view(-1)[cell]).squeeze(1)
-    return Samples(hit[ray[kept]], t[kept], delta[kept], xyz[kept], footprint[kept], node[kept], foreign[kept])
+    return ray[kept], t[kept], node[kept], foreign[kept]
 
 
 def routed_radius(rays: Rays, footprint_px: float, generator: torch.Generator | None) -> Tensor:
