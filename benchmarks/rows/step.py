@@ -39,7 +39,7 @@ class PackedStep:
         ray = work.ray[order]
         sigma, geo = self.field.density(work.local[order], node)
         weights, _ = composite(sigma[back], work.delta, work.ray, work.num_rays)
-        rgb = self.field.colour(geo, work.direction[ray], geo.new_zeros(len(ray), 0), node)[back]
+        rgb = self.field.colour(geo, work.direction, geo.new_zeros(work.num_rays, 0), node, ray)[back]
         return (along_rays(weights, rgb, work.ray, work.num_rays) - work.target).square().mean()
 
     def step(self, work: Workload) -> None:

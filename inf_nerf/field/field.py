@@ -100,15 +100,19 @@ class Field:
     def colour(
         self,
         geo: Tensor,  # [Q, G] from density
-        direction: Tensor,  # [Q, 3] unit
-        appearance: Tensor,  # [Q, A]
+        direction: Tensor,  # [R, 3] unit, of rays
+        appearance: Tensor,  # [R, A]
         node: Tensor,  # [Q] int64, ascending
+        ray: Tensor | None = None,  # [Q] int64; None: every sample has a ray of its own, in the same order
     ) -> Tensor:  # [Q, 3]
         """sRGB-encoded colour in [0, 1] seen along ``direction``."""
         bounds = self._bounds(node)
+        harmonics = spherical_harmonics(direction.detach())
+        if ray is not None:
+            harmonics, appearance = harmonics.index_select(0, ray), appearance.index_select(0, ray)
         # Unbounded geometry features led to NaN after long trainings in the authors' code; hence the sigmoid.
         ones = geo.new_ones(1, self._padding).expand(len(geo), -1)
-        given = torch.cat([torch.sigmoid(geo), spherical_harmonics(direction.detach()), appearance, ones], dim=-1)
+        given = torch.cat([torch.sigmoid(geo), harmonics, appearance, ones], dim=-1)
         return torch.sigmoid(self._mlp(self.colour_weights, given, bounds, self.colour_sizes))
 
     def requires_grad_(self, flag: bool) -> "Field":

@@ -217,8 +217,7 @@ class Model:
         sigma_sorted, geo = self.field.density(xyz[kept], node, features[kept])
         back = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
         weights, remaining = composite(sigma_sorted[back], delta, samples.ray, len(rays))
-        ray = samples.ray[order]
-        rgb = self.field.colour(geo, rays.direction[ray], looks[ray], node)[back]
+        rgb = self.field.colour(geo, rays.direction, looks, node, samples.ray[order])[back]
         return samples, rgb, weights, remaining
 
     def _foreground(
@@ -250,7 +249,7 @@ class Model:
         seen = torch.nonzero(weights[source_sorted] > INVISIBLE).squeeze(1)
         ray = samples.ray[source_sorted][seen]
         rgb_sorted = sigma.new_zeros(len(node), 3)
-        rgb_sorted[seen] = self.field.colour(geo[seen], rays.direction[ray], looks[ray], node[seen])
+        rgb_sorted[seen] = self.field.colour(geo[seen], rays.direction, looks, node[seen], ray)
         rgb_parts = rgb_sorted[back]
         if mix is None:
             return rgb_parts, weights, remaining
@@ -275,6 +274,6 @@ class Model:
         ray = torch.arange(len(which), device=xyz.device).repeat_interleave(count)
         node = torch.full((len(xyz),), self.background, dtype=torch.int64, device=xyz.device)
         sigma, geo = self.field.density(xyz, node)
-        rgb = self.field.colour(geo, rays.direction[which][ray], looks[which][ray], node)
+        rgb = self.field.colour(geo, rays.direction[which], looks[which], node, ray)
         weights, _ = composite(sigma.clamp_min(1e-6), samples.delta.reshape(-1), ray, len(which))
         return behind.index_copy(0, which, along_rays(weights, rgb, ray, len(which))), beyond

@@ -212,6 +212,22 @@ def test_a_node_answers_the_same_alone_and_among_others() -> None:
     )
 
 
+def test_samples_of_a_ray_share_its_direction_and_appearance() -> None:
+    field = make_field()
+    xyz, direction, appearance = make_samples(NODE)
+    ray = torch.tensor([2, 0, 1, 1, 2, 0, 0, 1, 2, 2, 1, 0, 0, 1, 2])
+    shared, own = appearance[:3].clone().requires_grad_(), appearance[:3].clone().requires_grad_()
+    _, geo = field.density(xyz, NODE)
+    geo = geo.detach()
+    found = field.colour(geo, direction[:3], shared, NODE, ray)
+    expected = field.colour(geo, direction[ray], own[ray], NODE)
+    torch.testing.assert_close(found, expected)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    assert shared.grad is not None and own.grad is not None
+    torch.testing.assert_close(shared.grad, own.grad)
+
+
 def test_saved_values_give_the_same_answers_in_another_field() -> None:
     source, target = make_field(seed=1), make_field(seed=2)
 
