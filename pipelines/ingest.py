@@ -1,6 +1,6 @@
 """Which worker gets which tiles, and how they reach it: the Ray Data shards of a training.
 
-A tile goes to every rank that owns a node it sees, and says how many those are (its multiplicity); tiles that see only
+A tile goes to every rank that owns a node it sees, with the share of its draws that are made there; tiles that see only
 shared nodes are dealt, each to one rank.  The default split of Ray Train hands blocks to whoever asks first;
 :class:`OwnedTiles` gives each rank an iterator of its own, in an order that never changes.
 
@@ -42,14 +42,15 @@ class RankTiles:
     """The tiles of one rank."""
 
     tile: NDArray[np.int64]  # [T] ids, ascending
-    multiplicity: NDArray[np.int32]  # [T] ranks that have the tile
+    share: NDArray[np.float32]  # [T] of the tile's draws; over all ranks the shares of a tile add up to 1
 
 
 def tile_ranks(tile_table: pa.Table, partition: Partition) -> list[RankTiles]:
     """Give each rank its tiles; W entries.
 
-    ``tile_table`` has the columns ``tile`` and ``nodes``.  Tiles that see only shared nodes are dealt round-robin in
-    the order of their ids.
+    ``tile_table`` has the columns ``tile`` and ``nodes``.  A tile goes to every owner of its nodes, and its share there
+    is the part of its owned nodes that are that rank's: pixels are drawn where they are answered.  Tiles that see only
+    shared nodes are dealt round-robin in the order of their ids.
     """
     tile_table = tile_table.sort_by("tile")
     tile = tile_table["tile"].to_numpy()
@@ -57,23 +58,20 @@ def tile_ranks(tile_table: pa.Table, partition: Partition) -> list[RankTiles]:
     row = np.repeat(np.arange(len(tile)), nodes.value_lengths().to_numpy())  # [E] one entry per tile and node
     owner = partition.owners_of(torch.from_numpy(nodes.flatten().to_numpy().copy())).numpy()  # [E]
     num_ranks = partition.num_ranks
-    pairs = np.unique(row[owner >= 0] * num_ranks + owner[owner >= 0])
-    pair_row, pair_rank = pairs // num_ranks, pairs % num_ranks
-    multiplicity = np.bincount(pair_row, minlength=len(tile)).astype(np.int32)
-    shared = np.flatnonzero(multiplicity == 0)
-    multiplicity[shared] = 1
-    ranks: list[RankTiles] = []
-    for rank in range(num_ranks):
-        rows = np.sort(np.concatenate([pair_row[pair_rank == rank], shared[rank::num_ranks]]))
-        ranks.append(RankTiles(tile[rows], multiplicity[rows]))
-    return ranks
+    num_nodes = np.zeros((len(tile), num_ranks), np.float32)  # of the tile that belong to the rank
+    np.add.at(num_nodes, (row[owner >= 0], owner[owner >= 0]), 1)
+    shared = np.flatnonzero(num_nodes.sum(1) == 0)
+    num_nodes[shared, np.arange(len(shared)) % num_ranks] = 1
+    share = num_nodes / num_nodes.sum(1, keepdims=True)
+    held = [np.flatnonzero(share[:, rank]) for rank in range(num_ranks)]
+    return [RankTiles(tile[rows], share[rows, rank]) for rank, rows in enumerate(held)]
 
 
 class OwnedTiles(ray.train.DataConfig):
     """A Ray Train data configuration that gives each rank the tiles it owns.
 
     The datasets it configures list tile files (:func:`tile_files`); the iterators yield tables of
-    :data:`inf_nerf.octree.tiles.TILE_SCHEMA` without ``split`` and ``nodes`` and with ``multiplicity`` int32.
+    :data:`inf_nerf.octree.tiles.TILE_SCHEMA` without ``split`` and ``nodes`` and with ``share`` float32.
     """
 
     def __init__(self, ranks: Mapping[str, Sequence[RankTiles]]) -> None:
@@ -160,8 +158,8 @@ def read_tiles(batch: pa.Table, tiles: RankTiles) -> Iterator[pa.Table]:
                 place = np.minimum(np.searchsorted(tiles.tile, tile), len(tiles.tile) - 1)  # [T]
                 wanted = tiles.tile[place] == tile
                 if wanted.any():
-                    multiplicity = pa.array(tiles.multiplicity[place[wanted]])
-                    yield table.filter(pa.array(wanted)).append_column("multiplicity", multiplicity)
+                    share = pa.array(tiles.share[place[wanted]])
+                    yield table.filter(pa.array(wanted)).append_column("share", share)
 
 
 def _tile_table(file: Path, identity: str) -> pa.Table:

@@ -146,12 +146,11 @@ def forward(work: Work, batch: RayBatch) -> tuple[dict[str, Tensor], Rendered, d
     track_rays, distance, reliability = work.tracks.sample(work.num_tracks, work.generator)
     device = model.appearance.device
     joined = Rays.cat((rays, track_rays)).to(device)
-    multiplicity = torch.cat((batch.multiplicity, torch.ones(len(track_rays)))).to(device)
     target, count = batch.rgb.to(device), len(rays)
     # below the ground nothing answers: a random colour there makes only opaque ground explain the photos
     backdrop = torch.rand(3, generator=work.generator).to(device)
     rendered = model.render(joined, generator=work.generator, backdrop=backdrop)
-    weight = losses.ray_weights(rendered, multiplicity, work.shared)
+    weight = losses.ray_weights(rendered)
     rgb, colour_weight = rendered.rgb[:count], weight[:count]
     rgb_weight = torch.cat((colour_weight, torch.zeros(len(track_rays), device=device)))
 
@@ -205,7 +204,7 @@ def score_val(work: Work) -> float | None:
                 work.model.appearance.device
             )
             rendered = work.model.render(rays)
-            each = losses.ray_weights(rendered, batch.multiplicity[part].to(rendered.rgb), work.shared)
+            each = losses.ray_weights(rendered)
             error += float((each * (rendered.rgb - batch.rgb[part].to(rendered.rgb)).square().mean(1)).sum())
             weight += float(each.sum())
     agreed = work.gradients.agree({}, {"squared_error": error, "weight": weight})

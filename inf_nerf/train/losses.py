@@ -23,23 +23,20 @@ from torch import Tensor
 from inf_nerf.config import Config, LossConfig
 from inf_nerf.octree.partition import Partition
 from inf_nerf.octree.topology import Octree
-from inf_nerf.render.compositing import along_rays, distortion
+from inf_nerf.render.compositing import distortion
 from inf_nerf.render.model import Model, Rendered
 
 DEPTH_SCALE = 32.0  # footprints; depth errors beyond it count linearly
 
 
-def ray_weights(rendered: Rendered, multiplicity: Tensor, shared: Tensor) -> Tensor:
+def ray_weights(rendered: Rendered) -> Tensor:
     """How much each ray [R] counts on this rank, in [0, 1], detached.
 
-    ``multiplicity`` [R]: how many ranks hold the ray's tile; ``shared`` [M] bool: nodes that all ranks hold.  What own
-    nodes answer counts fully, what shared nodes answer is divided among the holders, and what is answered in place of
-    another rank's nodes does not count: that rank trains it, and here it would blur the shared nodes.
+    What is answered in place of another rank's nodes does not count: that rank draws the pixel too and trains it, and
+    here it would blur the shared nodes.  What shared nodes answer counts fully, since a pixel's draws are divided among
+    the ranks.
     """
-    samples, weights = rendered.samples, rendered.weights.detach()
-    common = along_rays(weights, (shared[samples.node] & ~samples.foreign).float(), samples.ray, len(multiplicity))
-    common = common + (1 - rendered.opacity.detach())
-    return (1 - rendered.foreign - common * (1 - 1 / multiplicity)).clamp(0, 1)
+    return (1 - rendered.foreign).clamp(0, 1)
 
 
 def photometric(rgb: Tensor, target: Tensor, weight: Tensor, batch_size: int) -> Tensor:

@@ -1,6 +1,6 @@
 """A bounded store of decoded image tiles from which a worker draws its rays.
 
-Tiles arrive as a stream of Arrow tables (:data:`inf_nerf.octree.tiles.TILE_SCHEMA` with a ``multiplicity`` column).  If
+Tiles arrive as a stream of Arrow tables (:data:`inf_nerf.octree.tiles.TILE_SCHEMA` with a ``share`` column).  If
 the stream fits under the cap it is loaded once; otherwise the reservoir is filled and :meth:`Reservoir.swap` replaces
 its oldest part by the tiles that come next.  Drawing depends only on the state and on the generator that is passed, so
 a resumed run continues bit for bit.
@@ -25,7 +25,7 @@ TileBatches = Callable[[], Iterator[pa.Table]]
 
 SWAPPED_SHARE = 0.125  # of the capacity that one swap replaces
 ALIGNMENT = 4  # bytes; masked tiles store int32 indices
-COLUMNS = ("tile", "photo", "level", "x", "y", "width", "height", "pixels", "mask", "multiplicity")
+COLUMNS = ("tile", "photo", "level", "x", "y", "width", "height", "pixels", "mask", "share")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,6 @@ class RayBatch:
     level: Tensor  # [B] int64 pyramid level
     xy: Tensor  # [B, 2] int64 pixel indices in that level
     rgb: Tensor  # [B, 3] float32 in [0, 1]
-    multiplicity: Tensor  # [B] float32 number of workers that draw from the pixel's tile
 
     def __len__(self) -> int:
         return len(self.photo)
@@ -47,7 +46,8 @@ class _Arrival:
     """A tile as the stream gives it, reduced to its used pixels."""
 
     tile: int
-    sampled: tuple[int, int, int, int, int, int]  # photo, level, x, y, width, multiplicity
+    sampled: tuple[int, int, int, int, int]  # photo, level, x, y, width
+    share: float  # of the tile's draws
     colours: NDArray[np.uint8]  # [num_pixels * 3]
     indices: NDArray[np.int32] | None  # [num_pixels] of the used pixels in the tile; None: all are used, in order
 
@@ -63,7 +63,8 @@ class _Resident:
     """A tile in the buffer."""
 
     tile: int
-    sampled: tuple[int, int, int, int, int, int]
+    sampled: tuple[int, int, int, int, int]
+    share: float
     num_pixels: int
     masked: bool
     offset: int  # bytes
@@ -106,24 +107,24 @@ class Reservoir:
         return sum(tile.num_bytes for tile in self._tiles)
 
     def sample(self, batch_size: int, generator: torch.Generator) -> RayBatch:
-        """Draw pixels with replacement, with probability proportional to ``level_boost ** level``.
+        """Draw pixels with replacement, with probability proportional to the tile's share and ``level_boost ** level``.
 
         Masked pixels are never drawn.  A reservoir without tiles gives an empty batch, whatever the size asked for.
         """
         if not self._tiles or batch_size == 0:
             none = torch.empty(0, dtype=torch.int64)
-            return RayBatch(none, none, none.reshape(0, 2), torch.empty(0, 3), torch.empty(0))
+            return RayBatch(none, none, none.reshape(0, 2), torch.empty(0, 3))
         draw = torch.rand(2, batch_size, generator=generator, dtype=torch.float64)
         row = torch.searchsorted(self._cumulative, draw[0] * self._cumulative[-1], right=True)
         row.clamp_(max=len(self._tiles) - 1)  # [B]
-        photo, level, x, y, width, multiplicity, count, colours, indices = self._table[:, row].unbind()
+        photo, level, x, y, width, count, colours, indices = self._table[:, row].unbind()
         pixel = torch.minimum((draw[1] * count).long(), count - 1)  # [B] among the used pixels of the tile
         rgb = self._buffer[(colours + 3 * pixel)[:, None] + torch.arange(3)].float().div_(255)  # [B, 3]
         masked = torch.nonzero(indices >= 0).squeeze(1)
         if len(masked):
             pixel[masked] = self._buffer.view(torch.int32)[indices[masked] + pixel[masked]].long()
         xy = torch.stack([x + pixel % width, y + pixel // width], dim=1)
-        return RayBatch(photo, level, xy, rgb, multiplicity.float())
+        return RayBatch(photo, level, xy, rgb)
 
     def swap(self) -> int:
         """Replace the oldest part by the tiles that come next in the stream; returns how many tiles came in.
@@ -223,7 +224,8 @@ class Reservoir:
             buffer[offset:colours] = arrival.indices.view(np.uint8)
         buffer[colours : colours + arrival.colours.nbytes] = arrival.colours
         masked, num_pixels = arrival.indices is not None, len(arrival.colours) // 3
-        self._tiles.append(_Resident(arrival.tile, arrival.sampled, num_pixels, masked, offset, arrival.num_bytes))
+        resident = (arrival.tile, arrival.sampled, arrival.share, num_pixels, masked, offset, arrival.num_bytes)
+        self._tiles.append(_Resident(*resident))
         self._head = offset + arrival.num_bytes
 
     def _tabulate(self) -> None:
@@ -233,9 +235,10 @@ class Reservoir:
             indices = tile.offset // ALIGNMENT if tile.masked else -1
             colours = tile.offset + (tile.num_pixels * ALIGNMENT if tile.masked else 0)
             rows.append((*tile.sampled, tile.num_pixels, colours, indices))
-        self._table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 9).T.contiguous()  # [9, T]
-        level, num_pixels = self._table[1].double(), self._table[6].double()
-        self._cumulative = torch.cumsum(self._level_boost**level * num_pixels, 0)  # [T] float64
+        self._table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 8).T.contiguous()  # [8, T]
+        level, num_pixels = self._table[1].double(), self._table[5].double()
+        share = torch.tensor([tile.share for tile in self._tiles], dtype=torch.float64)
+        self._cumulative = torch.cumsum(share * self._level_boost**level * num_pixels, 0)  # [T] float64
 
     def _open(self, cursor: int) -> None:
         """Open the stream behind its first ``cursor`` rows."""
@@ -271,9 +274,8 @@ class Reservoir:
                 indices = np.flatnonzero(np.frombuffer(row["mask"], np.uint8)).astype(np.int32)
                 colours = colours.reshape(-1, 3)[indices].reshape(-1)
             if len(colours):
-                names = ("photo", "level", "x", "y", "width", "multiplicity")
-                photo, level, x, y, width, multiplicity = (int(row[name]) for name in names)
-                return _Arrival(row["tile"], (photo, level, x, y, width, multiplicity), colours, indices)
+                photo, level, x, y, width = (int(row[name]) for name in ("photo", "level", "x", "y", "width"))
+                return _Arrival(row["tile"], (photo, level, x, y, width), row["share"], colours, indices)
 
 
 def _refuse_larger(num_bytes: int, capacity: int) -> None:

@@ -58,11 +58,11 @@ def test_a_tile_goes_to_every_owner_of_its_nodes_and_shared_ones_are_dealt_once(
     partition = Partition(
         frozenset({BACKGROUND_KEY, 1}), (frozenset({8, 64}), frozenset({9}), frozenset({10})), ((8,), (9,), (10,))
     )
-    nodes = {50: [1, 8], 10: [1], 20: [8, 64], 30: [9, 64, 10], 40: [0], 60: [1], 70: [10, 10], 80: [1], 90: [81]}
+    nodes = {50: [1, 8], 10: [1], 20: [8, 64], 30: [9, 64, 10, 81], 40: [0], 60: [1], 70: [10, 10], 80: [1], 90: [81]}
     table = pa.table({"tile": list(nodes), "nodes": pa.array(list(nodes.values()), pa.list_(pa.int64()))})
-    found = [dict(zip(r.tile.tolist(), r.multiplicity.tolist(), strict=True)) for r in tile_ranks(table, partition)]
+    found = [dict(zip(r.tile.tolist(), r.share.tolist(), strict=True)) for r in tile_ranks(table, partition)]
     # 10, 40, 60 and 80 see shared nodes only; 81 is a child of 10, grown after the partition was made
-    assert found == [{10: 1, 20: 1, 30: 3, 50: 1, 80: 1}, {30: 3, 40: 1}, {30: 3, 60: 1, 70: 1, 90: 1}]
+    assert found == [{10: 1, 20: 1, 30: 0.25, 50: 1, 80: 1}, {30: 0.25, 40: 1}, {30: 0.5, 60: 1, 70: 1, 90: 1}]
 
 
 def test_no_tiles_give_every_rank_an_empty_share() -> None:
@@ -73,7 +73,7 @@ def test_no_tiles_give_every_rank_an_empty_share() -> None:
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 7])
 @pytest.mark.parametrize("shared_levels", [1, 2, 3])
-def test_multiplicities_count_every_tile_of_a_real_run_once(
+def test_shares_count_every_tile_of_a_real_run_once(
     run_dir: Path, prepared: prepare.Prepared, num_ranks: int, shared_levels: int
 ) -> None:
     table = read_tile_table(train_files(run_dir, prepared), prepared.identity)
@@ -82,8 +82,8 @@ def test_multiplicities_count_every_tile_of_a_real_run_once(
     share: dict[int, float] = {}
     for rank, tiles in enumerate(ranks):
         assert (np.diff(tiles.tile) > 0).all()
-        for tile, multiplicity in zip(tiles.tile.tolist(), tiles.multiplicity.tolist(), strict=True):
-            share[tile] = share.get(tile, 0) + 1 / multiplicity
+        for tile, part in zip(tiles.tile.tolist(), tiles.share.tolist(), strict=True):
+            share[tile] = share.get(tile, 0) + part
         held = set(tiles.tile.tolist())
         for tile, nodes in zip(table["tile"].to_pylist(), table["nodes"].to_pylist(), strict=True):
             owners = set(partition.owners_of(torch.tensor(nodes)).tolist()) - {-1}
@@ -92,18 +92,18 @@ def test_multiplicities_count_every_tile_of_a_real_run_once(
             elif owners:
                 assert tile not in held
     assert set(share) == set(table["tile"].to_pylist())
-    np.testing.assert_allclose(list(share.values()), 1.0)
+    np.testing.assert_allclose(list(share.values()), 1.0, rtol=1e-6)
 
 
-def test_reading_gives_just_the_wanted_tiles_with_their_multiplicity(run_dir: Path, prepared: prepare.Prepared) -> None:
+def test_reading_gives_just_the_wanted_tiles_with_their_share(run_dir: Path, prepared: prepare.Prepared) -> None:
     files = train_files(run_dir, prepared)
     every = read_tile_table(files, prepared.identity)["tile"].to_numpy()
-    wanted = RankTiles(np.sort(every)[::3], np.arange(len(every[::3]), dtype=np.int32))
+    wanted = RankTiles(np.sort(every)[::3], np.arange(len(every[::3]), dtype=np.float32))
     batch = pa.table({"file": [str(file) for file in files]})
     read = pa.concat_tables(read_tiles(batch, wanted)).sort_by("tile")
     assert read["tile"].to_pylist() == wanted.tile.tolist()
-    assert read["multiplicity"].to_pylist() == wanted.multiplicity.tolist()
-    assert list(read_tiles(batch, RankTiles(np.empty(0, np.int64), np.empty(0, np.int32)))) == []
+    assert read["share"].to_pylist() == wanted.share.tolist()
+    assert list(read_tiles(batch, RankTiles(np.empty(0, np.int64), np.empty(0, np.float32)))) == []
 
 
 def test_tiles_of_another_octree_or_a_damaged_file_name_the_stage_to_run(
@@ -119,7 +119,7 @@ def test_tiles_of_another_octree_or_a_damaged_file_name_the_stage_to_run(
 
 
 def test_another_number_of_workers_than_tiles_were_assigned_to_is_an_error() -> None:
-    empty = RankTiles(np.empty(0, np.int64), np.empty(0, np.int32))
+    empty = RankTiles(np.empty(0, np.int64), np.empty(0, np.float32))
     with pytest.raises(ValueError, match=r"1 ranks, but 2 workers"):
         OwnedTiles({"train": [empty]}).configure({"train": None}, 2, None, None)  # type: ignore[dict-item]
 

@@ -75,7 +75,6 @@ def generators(*nodes: int) -> list[tuple[int, torch.Generator]]:
 
 
 def test_ray_weights_by_hand() -> None:
-    shared = torch.tensor([True, False, False, True])
     found = rendered(
         # own; shared; foreign stand-in of a shared node; half own, half shared; 0.2 own, 0.3 foreign, 0.5 background
         [1.0, 1.0, 1.0, 0.5, 0.5, 0.2, 0.3],
@@ -84,30 +83,15 @@ def test_ray_weights_by_hand() -> None:
         [False, False, True, False, False, False, True],
         6,
     )
-    multiplicity = torch.tensor([4.0, 4.0, 4.0, 2.0, 2.0, 3.0])
-    weight = losses.ray_weights(found, multiplicity, shared)
-    # the last ray sees the background alone, which three ranks share
-    torch.testing.assert_close(weight, torch.tensor([1.0, 0.25, 0.0, 0.5 + 0.5 / 2, 0.2 + 0.5 / 2, 1 / 3]))
-
-
-def test_ray_weights_are_one_on_a_single_rank() -> None:
-    found = rendered([0.3, 0.4], [0, 1], [0, 1], [False, False], 2)
-    weight = losses.ray_weights(found, torch.ones(2), torch.tensor([True, False, False, True]))
-    torch.testing.assert_close(weight, torch.ones(2))
-
-
-def test_weights_of_all_holders_of_a_shared_ray_add_up_to_one() -> None:
-    found = rendered([0.6], [0], [0], [False], 1)
-    for holders in (2.0, 3.0):
-        weight = losses.ray_weights(found, torch.tensor([holders]), torch.tensor([True, False, False, True]))
-        assert float(weight) * holders == pytest.approx(1)
+    weight = losses.ray_weights(found)
+    torch.testing.assert_close(weight, torch.tensor([1.0, 1.0, 0.0, 1.0, 0.7, 1.0]))
 
 
 def test_ray_weights_carry_no_gradient() -> None:
     found = rendered([0.6], [0], [0], [False], 1)
     found.weights.requires_grad_(True)
     found.opacity = found.weights * 1
-    assert not losses.ray_weights(found, torch.ones(1), torch.ones(4, dtype=torch.bool)).requires_grad
+    assert not losses.ray_weights(found).requires_grad
 
 
 def test_photometric_equals_the_loop() -> None:

@@ -19,20 +19,22 @@ def colour(photo: int, level: int, x: int, y: int) -> tuple[int, int, int]:
     return (photo * 16 + level, x, y)
 
 
-def tile(number: int, level: int = 0, mask: np.ndarray | None = None, width: int = SIZE) -> dict[str, object]:
+def tile(
+    number: int, level: int = 0, mask: np.ndarray | None = None, width: int = SIZE, share: float = 1.0
+) -> dict[str, object]:
     """Tile ``number`` of photo ``number % 8``, at column number * 8."""
     photo, x, y = number % 8, (number * SIZE) % 200, 3
     pixels = [colour(photo, level, x + i, y + j) for j in range(SIZE) for i in range(width)]
     return {
         "tile": number, "photo": photo, "level": level, "x": x, "y": y, "width": width, "height": SIZE,
         "pixels": np.array(pixels, np.uint8).tobytes(),
-        "mask": None if mask is None else mask.astype(np.uint8).tobytes(), "multiplicity": 1 + number % 2,
+        "mask": None if mask is None else mask.astype(np.uint8).tobytes(), "share": share,
     }  # fmt: skip
 
 
 SCHEMA = pa.schema(
     [pa.field(name, pa.int64()) for name in ("tile", "photo", "level", "x", "y", "width", "height")]
-    + [pa.field("pixels", pa.binary()), pa.field("mask", pa.binary()), pa.field("multiplicity", pa.int32())]
+    + [pa.field("pixels", pa.binary()), pa.field("mask", pa.binary()), pa.field("share", pa.float32())]
 )
 
 
@@ -58,7 +60,6 @@ def test_drawn_colours_belong_to_the_drawn_pixels() -> None:
     tiles = [t if t["width"] == SIZE else {**t, "mask": None} for t in tiles]
     batch = Reservoir(stream(tiles), 1 << 20, 2.0).sample(2000, torch.Generator().manual_seed(1))
     check_colours(batch)
-    torch.testing.assert_close(batch.multiplicity, 1.0 + batch.photo % 2)
     assert batch.photo.unique().tolist() == list(range(7))
 
 
@@ -70,13 +71,13 @@ def test_masked_pixels_are_never_drawn_and_all_others_are() -> None:
     assert set(map(tuple, batch.xy.tolist())) == {(3, 5), (0, 10)}
 
 
-def test_pixels_are_drawn_in_proportion_to_their_levels_boost() -> None:
+def test_pixels_are_drawn_in_proportion_to_their_levels_boost_and_their_tiles_share() -> None:
     half = np.arange(SIZE * SIZE).reshape(SIZE, SIZE) % 2 == 0
-    tiles = [tile(0, level=0), tile(1, level=2), tile(2, level=1, mask=half)]
+    tiles = [tile(0, level=0), tile(1, level=2, share=0.5), tile(2, level=1, mask=half)]
     reservoir = Reservoir(stream(tiles), 1 << 20, 3.0)
     batch = reservoir.sample(40_000, torch.Generator().manual_seed(0))
     share = batch.photo.bincount(minlength=3) / len(batch)
-    torch.testing.assert_close(share, torch.tensor([1.0, 9.0, 1.5]) / 11.5, atol=0.01, rtol=0)
+    torch.testing.assert_close(share, torch.tensor([1.0, 4.5, 1.5]) / 7, atol=0.01, rtol=0)
     first = batch.xy[batch.photo == 1]
     per_pixel = (first[:, 0] + 1000 * first[:, 1]).unique(return_counts=True)[1]
     assert len(per_pixel) == 64
@@ -130,7 +131,7 @@ def test_restored_reservoir_continues_bit_for_bit(swaps: int, capacity: int) -> 
         for other in (restored, again):
             generator.set_state(state)
             drawn = other.sample(64, generator)
-            for name in ("photo", "level", "xy", "rgb", "multiplicity"):
+            for name in ("photo", "level", "xy", "rgb"):
                 assert torch.equal(getattr(drawn, name), getattr(expected, name))
             other.swap()
         original.swap()

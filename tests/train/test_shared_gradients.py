@@ -71,14 +71,14 @@ def pixels(partition: Partition) -> list[tuple[RayBatch, FixedTracks]]:
         mine, track = rank == r, track_rank == r
         assert mine.sum() > 20
         assert track.sum() > 10
-        batch = RayBatch(photo[mine], level[mine], xy[mine], texture(xy[mine] / 20), one[mine])
+        batch = RayBatch(photo[mine], level[mine], xy[mine], texture(xy[mine] / 20))
         result.append((batch, FixedTracks(track_rays[track], distance[track], 0.5 + one[: int(track.sum())])))
     return result
 
 
 def joined(parts: list[tuple[RayBatch, FixedTracks]]) -> tuple[RayBatch, FixedTracks]:
     batches, tracks = [part[0] for part in parts], [part[1] for part in parts]
-    names = ("photo", "level", "xy", "rgb", "multiplicity")
+    names = ("photo", "level", "xy", "rgb")
     return (
         RayBatch(*(torch.cat([getattr(batch, name) for batch in batches]) for name in names)),
         FixedTracks(

@@ -124,15 +124,15 @@ def _tiles() -> pa.Table:
 
 def tiles_of(partition: Partition, rank: int, split: str) -> TileBatches:
     """The tiles that see a node of ``rank``; those that see only shared nodes are dealt in turn."""
-    rows, multiplicity, dealt = [], [], 0
+    rows, share, dealt = [], [], 0
     for row, tile in enumerate(_tiles().select(["split", "nodes"]).to_pylist()):
-        ranks = set(partition.owners_of(torch.tensor(tile["nodes"])).tolist()) - {-1}
+        ranks = [rank for rank in partition.owners_of(torch.tensor(tile["nodes"])).tolist() if rank >= 0]
         if not ranks:
-            ranks, dealt = {dealt % partition.num_ranks}, dealt + 1
+            ranks, dealt = [dealt % partition.num_ranks], dealt + 1
         if tile["split"] == split and rank in ranks:
             rows.append(row)
-            multiplicity.append(len(ranks))
-    table = _tiles().take(rows).append_column("multiplicity", pa.array(multiplicity, pa.int32()))
+            share.append(ranks.count(rank) / len(ranks))
+    table = _tiles().take(rows).append_column("share", pa.array(share, pa.float32()))
 
     def batches() -> Iterator[pa.Table]:
         return iter([table.slice(start, 7) for start in range(0, len(table), 7)])
