@@ -451,3 +451,9 @@ def test_the_demo_makes_its_pictures_and_uses_them_again(tmp_path: Path) -> None
     assert second.returncode == 0, second.stdout + second.stderr
     assert second.stdout.count("is there and used again") == 3
     assert "already trained" in second.stdout
+
+    timed = run_program("benchmarks.trained", "demo", "--steps", "2", "--out", "timed.json", cwd=tmp_path)
+    assert timed.returncode == 0, timed.stdout + timed.stderr
+    found = json.loads((tmp_path / "timed.json").read_text())
+    assert found["step"]["rays_per_second"] > 0 and found["operations"]
+    assert [view["nodes_touched"] > 0 for view in found["views"]] == [True] * len(found["views"])
