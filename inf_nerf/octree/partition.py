@@ -5,6 +5,7 @@ root becomes shared and its children are dealt.  A partition depends on the tree
 it.
 """
 
+import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from inf_nerf.octree.topology import BACKGROUND_KEY, ROOT_KEY, Octree
 
+SLACK = 1.15  # load that a rank may reach, in parts of 1/W, so that its subtrees are neighbours
 SHARED = -1  # the owner of a node that all ranks train
 
 
@@ -57,11 +59,13 @@ class Partition:
 
 
 def make_partition(octree: Octree, num_ranks: int, shared_upper_levels: int) -> Partition:
-    """Deal the subtrees below the shared nodes to ``num_ranks`` ranks, the heaviest first, always to the lightest rank.
+    """Deal the subtrees below the shared nodes to ``num_ranks`` ranks, the heaviest first.
 
     At least the first ``shared_upper_levels`` levels are shared.  The weight of a subtree is the number of sparse
     points that reach its root.  One that is heavier than 1/W of all subtrees together is cut one level deeper, while it
-    has children.  Ties go to the smaller key and the smaller rank.
+    has children.  A subtree goes to the lightest rank, or to one with neighbours of it that stays below SLACK / W of
+    the whole: rays that cross from one rank's nodes to another's train neither well.  Ties go to the smaller key and
+    the smaller rank.
     """
     if num_ranks < 1 or shared_upper_levels < 1:
         raise ValueError(
@@ -82,9 +86,16 @@ def make_partition(octree: Octree, num_ranks: int, shared_upper_levels: int) -> 
             subtrees.append((-weight, key))
     loads = [0] * num_ranks
     roots: list[list[int]] = [[] for _ in range(num_ranks)]
-    for negative, key in sorted(subtrees):
-        rank = min(range(num_ranks), key=lambda rank: (loads[rank], rank))
-        loads[rank] -= negative
+    centre = dict(zip(octree.keys.tolist(), octree.centre.tolist(), strict=True))
+    for place, (negative, key) in enumerate(sorted(subtrees)):
+        weight, empty = -negative, [rank for rank in range(num_ranks) if not roots[rank]]
+        light = [rank for rank in range(num_ranks) if roots[rank] and loads[rank] + weight <= SLACK * share]
+        near = {rank: min(math.dist(centre[key], centre[other]) for other in roots[rank]) for rank in light}
+        if near and len(subtrees) - place > len(empty):  # else every rank that has none yet needs one
+            rank = min(light, key=lambda rank: (near[rank], loads[rank], rank))
+        else:
+            rank = min(range(num_ranks), key=lambda rank: (loads[rank], len(roots[rank]), rank))
+        loads[rank] += weight
         roots[rank].append(key)
     upper = octree.keys[octree.level < shared_upper_levels].tolist()
     owned = tuple(frozenset[int]().union(*(octree.subtree_keys(key) for key in keys)) for keys in roots)

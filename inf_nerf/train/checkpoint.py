@@ -97,6 +97,7 @@ def save_checkpoint(
         "generator": base64.b64encode(bytes(work.generator.get_state().tolist())).decode(),
         "reservoir": work.reservoir.state(),
         "steps_across": model.steps_across,
+        "draws": work.draws,
     }
     _write(partial, f"ranks/{rank}-of-{world}.json", json.dumps(state).encode(), written)
     if rank == 0:
@@ -184,6 +185,7 @@ def restore(work: Work, path: Path) -> None:
         work.generator.set_state(torch.tensor(list(base64.b64decode(state["generator"])), dtype=torch.uint8))
         work.reservoir.restore(state["reservoir"])
         work.model.steps_across = state["steps_across"]
+        work.draws = state["draws"]
     else:
         work.generator.manual_seed(work.generator.initial_seed() + manifest["step"])
 

@@ -27,6 +27,8 @@ LOSSES = ("rgb", "depth", "sparsity", "consistency", "regularization", "appearan
 METRICS = ("squared_error", "weight", "rays", "samples", *(f"loss_{name}" for name in LOSSES))
 
 
+MOST_DRAWS = 3.0  # pixels drawn at most for one that counts
+DRAWS_RATE = 0.1  # how fast their number follows what was seen
 PROBE_SHARES = 4  # a probe of occupancy looks at every fourth cell
 
 
@@ -63,10 +65,11 @@ class Work:
     shared: Tensor  # [M] bool: nodes that every rank holds
     generator: torch.Generator
     rank: int
-    num_rays: int  # of this rank in a step
+    num_rays: int  # of this rank in a step, counted by their weights
     num_tracks: int
     val: RayBatch | None
     progress: Progress = field(default_factory=Progress)
+    draws: float = 1.0  # pixels drawn for one that counts: some turn out to be answered by other ranks
 
 
 def train(
@@ -89,8 +92,9 @@ def train(
         if progress.step % config.data.swap_every == 0 and progress.step:
             work.reservoir.swap()
 
-        batch = work.reservoir.sample(work.num_rays, work.generator)
+        batch = work.reservoir.sample(round(work.num_rays * work.draws), work.generator)
         terms, rendered, figures_now = forward(work, batch)
+        work.draws = next_draws(work.draws, figures_now["weight"], figures_now["rays"])
         total = torch.stack([getattr(config.loss, f"lambda_{name}") * term for name, term in terms.items()]).sum()
         if total.requires_grad:
             (total * work.loss_scale.value).backward()
@@ -174,6 +178,13 @@ def forward(work: Work, batch: RayBatch) -> tuple[dict[str, Tensor], Rendered, d
     return terms, rendered, figures
 
 
+def next_draws(draws: float, weight: float, rays: float) -> float:
+    """How many pixels to draw for one that counts, after ``rays`` counted ``weight``, so that the weights of all ranks
+    add up to the batch size."""
+    wanted = min(MOST_DRAWS, rays / weight) if weight > 0 else MOST_DRAWS
+    return draws + (wanted - draws) * DRAWS_RATE
+
+
 def update_occupancy(work: Work) -> None:
     """Probe a share of every node's cells now and then; shared nodes are probed alike on all ranks."""
     sampler, model, step = work.config.sampler, work.model, work.progress.step
@@ -241,7 +252,7 @@ class Figures:
             **{f"loss_{name}": value for name, value in mean.items()},
             "psnr": psnr(sums["squared_error"], sums["weight"]),
             "lr": rate,
-            "rays_per_second": sums["rays"] / max(elapsed, 1e-9),
+            "rays_per_second": sums["weight"] / max(elapsed, 1e-9),
             "samples_per_ray": sums["samples"] / max(1.0, sums["rays"]),
             "memory_mb": psutil.Process().memory_full_info().uss / 2**20,
             "shared_gradient_bytes": work.gradients.bytes_sent,

@@ -7,7 +7,18 @@ import torch
 
 from inf_nerf.octree.topology import BACKGROUND_KEY
 from inf_nerf.train.assembly import part_of
-from inf_nerf.train.loop import LOSSES, NotFiniteError, Progress, Work, psnr, score_val, train, update_occupancy
+from inf_nerf.train.loop import (
+    LOSSES,
+    MOST_DRAWS,
+    NotFiniteError,
+    Progress,
+    Work,
+    next_draws,
+    psnr,
+    score_val,
+    train,
+    update_occupancy,
+)
 from tests.train.tiny import tiny_config, tiny_work
 
 LEAVES = ("tables", "density_weights", "colour_weights")
@@ -299,3 +310,14 @@ def test_ranks_hold_the_shared_nodes_and_their_own() -> None:
         assert keys[-1] == BACKGROUND_KEY
         found += keys
     assert set(found) == set(full)
+
+
+def test_as_many_pixels_are_drawn_as_it_takes_for_their_weights_to_be_the_batch() -> None:
+    assert next_draws(1.0, weight=64.0, rays=64.0) == 1.0
+    draws = 1.0
+    for _ in range(100):
+        draws = next_draws(draws, weight=0.6 * 64 * draws, rays=64 * draws)
+    assert 0.6 * draws == pytest.approx(1, rel=1e-3)
+    for _ in range(200):
+        draws = next_draws(draws, weight=0.0, rays=64 * draws)  # all is answered by others
+    assert draws == pytest.approx(MOST_DRAWS, rel=1e-3)

@@ -41,10 +41,10 @@ class FixedTracks:
 def ranks_of_rays(rays: Rays, partition: Partition) -> Tensor:
     """The one rank that owns what a ray [R] can meet; alternating where all is shared, -1 where several ranks own."""
     octree = tiny_octree()
-    t = torch.linspace(0.02, 3.5, 300)
+    t = torch.linspace(0.02, 3.5, 3000)
     xyz = rays.origin[:, None] + rays.direction[:, None] * t[:, None]
     node, _ = route(octree, xyz.view(-1, 3).clamp(-1, 1), torch.full((xyz.shape[0] * len(t),), 1e-4))
-    owner = partition.owners_of(octree.keys[node]).view(len(rays), -1)  # [R, 300]; -1: shared
+    owner = partition.owners_of(octree.keys[node]).view(len(rays), -1)  # [R, 3000]; -1: shared
     owner = torch.where((xyz.abs() <= 1).all(2), owner, -1)
     lowest = torch.where(owner < 0, 99, owner).amin(1)
     highest = owner.amax(1)
@@ -62,7 +62,7 @@ def pixels(partition: Partition) -> list[tuple[RayBatch, FixedTracks]]:
     xy = torch.stack([torch.randint(n, (160,), generator=generator) for n in (width, height)], dim=1)
     level, one = torch.zeros_like(photo), torch.ones(160)
     rank = ranks_of_rays(scene.cameras.rays(photo, level, xy), partition)
-    seen = torch.arange(0, len(scene.points.track_photo), 29)
+    seen = torch.arange(0, len(scene.points.track_photo), 11)
     track_rays = scene.cameras.rays_at(scene.points.track_photo[seen], scene.points.track_xy[seen])
     distance = (scene.points.xyz[scene.points.track_point[seen]] - track_rays.origin).norm(dim=1)
     track_rank = ranks_of_rays(track_rays, partition)
