@@ -123,7 +123,7 @@ def _head(weights: Tensor, sizes: tuple[int, ...]) -> nn.Sequential:
     modules: list[nn.Module] = []
     for (wide, out), layer in zip(pairwise(sizes), layers_of(weights[None], sizes), strict=True):
         linear = nn.Linear(wide, out, bias=False)
-        linear.weight = nn.Parameter(layer[0].clone())
+        linear.weight = nn.Parameter(layer[0].T.clone())
         modules += [linear, nn.ReLU()]
     return nn.Sequential(*modules[:-1])
 

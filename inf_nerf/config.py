@@ -91,7 +91,7 @@ class SamplerConfig(Section):
     occupancy_threshold: Positive = 0.05  # optical depth of a cell below which it is empty
     occupancy_every: Count = 16
     occupancy_warmup: Annotated[int, Field(ge=0)] = 128  # steps in which all counts as occupied; 4 probes at least
-    samples: Positive = 24.0  # mean per ray in training; steps are lengthened while more would be asked
+    samples: Positive = 15.0  # asked for their density, mean per ray in training; while more would be, steps lengthen
     occupancy_decay: Annotated[float, Field(gt=0, lt=1)] = 0.8  # of a cell's density from probe to probe
 
 

@@ -15,15 +15,13 @@ from benchmarks.pairing import Candidate, Case
 from benchmarks.torch_loop import composite_padded, route_by_masks
 from benchmarks.workload import field_config, make_workload
 from inf_nerf.config import Config
-from inf_nerf.field.occupancy import Occupancy
 from inf_nerf.octree.routing import route
 from inf_nerf.octree.topology import Octree
 from inf_nerf.render.compositing import along_rays, composite
-from inf_nerf.render.empty_space import EmptySpace
+from inf_nerf.render.foreground import LitSamples
 from inf_nerf.render.images import RenderedImage, chunk_rays, render_image
 from inf_nerf.render.model import Model
 from inf_nerf.render.paths import look_at
-from inf_nerf.render.sampling import Samples, march, routed_radius
 from inf_nerf.scene.cameras import Cameras, Rays
 
 VIEW, QUICK_VIEW = (400, 300), (80, 60)
@@ -54,22 +52,16 @@ def routing(nodes: Sequence[int], threads: Sequence[int], num_rays: int) -> Iter
 
 
 def occupancy(nodes: Sequence[int], threads: Sequence[int], num_rays: int) -> Iterator[Case]:
-    """Rows ``occupancy_march``, a step's samples, and ``occupancy_probe``, a quarter of one node's cells."""
+    """Rows ``lit_samples``, what a step's rays meet before their light ends, and ``occupancy_probe``, a quarter of one
+    node's cells."""
     for count in nodes:
         model, twin = slab_model(count), slab_model(count, "torch")
         rays = view(VIEW).image_rays(0, 0)
         rays = rays[torch.randint(0, len(rays), (num_rays,), generator=_generator())]
-        known = model.occupancy
-        nothing = Occupancy(known.threshold, known.resolution, known.decay)
-        everywhere = EmptySpace(model.octree, nothing)
-        marches = [
-            Candidate("ours", _march(model, rays, known, model.empty_space)),
-            Candidate("route all, then test", _march(model, rays, known, everywhere)),
-            Candidate("nothing known empty", _march(model, rays, nothing, everywhere)),
-        ]
+        marches = [Candidate("ours", _trace(model, rays)), Candidate("torch twin", _trace(twin, rays))]
         probes = [Candidate("ours", _probe(model)), Candidate("torch twin", _probe(twin))]
         for used in threads:
-            yield Case("occupancy_march", count, used, marches)
+            yield Case("lit_samples", count, used, marches)
             yield Case("occupancy_probe", count, used, probes)
 
 
@@ -139,10 +131,8 @@ def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def _march(model: Model, rays: Rays, occupancy: Occupancy, empty_space: EmptySpace) -> Callable[[], Samples]:
-    config = model.config
-    radius = routed_radius(rays, config.octree.footprint_px, None)
-    return lambda: march(rays, model.octree, occupancy, empty_space, config.sampler, radius, None, model.steps_across)
+def _trace(model: Model, rays: Rays) -> Callable[[], LitSamples]:
+    return lambda: model.lit_samples(rays, None)
 
 
 def _probe(model: Model) -> Callable[[], None]:

@@ -53,7 +53,7 @@ class Field:
         self._padding = -given % PADDED_TO
         self.colour_sizes = (given + self._padding, hidden, hidden, 3)
 
-        self._density_bias = math.log(config.initial_density)
+        self.density_bias = math.log(config.initial_density)
 
         num_nodes = len(keys)
         self.tables = _leaf((num_nodes, self.spec.num_entries, self.spec.features_per_level), device)
@@ -95,7 +95,7 @@ class Field:
         bounds = self._bounds(node)
         features = self.encoder(self.spec, self.tables, xyz, node, features)
         raw = self._mlp(self.density_weights, features, bounds, self.density_sizes)  # [Q, 1 + G]
-        return trunc_exp(raw[:, 0] + self._density_bias), raw[:, 1:]
+        return trunc_exp(raw[:, 0] + self.density_bias), raw[:, 1:]
 
     def colour(
         self,
@@ -107,13 +107,18 @@ class Field:
     ) -> Tensor:  # [Q, 3]
         """sRGB-encoded colour in [0, 1] seen along ``direction``."""
         bounds = self._bounds(node)
-        harmonics = spherical_harmonics(direction.detach())
+        given = self.colour_given(direction, appearance)
         if ray is not None:
-            harmonics, appearance = harmonics.index_select(0, ray), appearance.index_select(0, ray)
+            given = given.index_select(0, ray)
         # Unbounded geometry features led to NaN after long trainings in the authors' code; hence the sigmoid.
-        ones = geo.new_ones(1, self._padding).expand(len(geo), -1)
-        given = torch.cat([torch.sigmoid(geo), harmonics, appearance, ones], dim=-1)
+        given = torch.cat([torch.sigmoid(geo), given], dim=-1)
         return torch.sigmoid(self._mlp(self.colour_weights, given, bounds, self.colour_sizes))
+
+    def colour_given(self, direction: Tensor, appearance: Tensor) -> Tensor:
+        """What the colour head is given beside geometry [R, C - G]: harmonics of directions [R, 3], appearance [R, A]
+        and ones."""
+        ones = appearance.new_ones(1, self._padding).expand(len(appearance), -1)
+        return torch.cat([spherical_harmonics(direction.detach()), appearance, ones], dim=-1)
 
     def requires_grad_(self, flag: bool) -> "Field":
         """Train (True) or freeze (False) every node; a frozen field passes gradients on but collects none."""
@@ -188,5 +193,5 @@ def _initial_head(sizes: tuple[int, ...], generator: torch.Generator) -> Tensor:
     layers = []
     for wide, out in pairwise(sizes):
         limit = math.sqrt(6 / (wide + out))
-        layers.append(torch.empty(out * wide).uniform_(-limit, limit, generator=generator))
+        layers.append(torch.empty(wide * out).uniform_(-limit, limit, generator=generator))
     return torch.cat(layers)

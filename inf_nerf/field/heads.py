@@ -1,6 +1,6 @@
 """Small networks of many nodes at once, and what they are fed with.
 
-A head is a perceptron without biases, ReLU between its layers, linear at the end; each layer is stored as [out, in] and
+A head is a perceptron without biases, ReLU between its layers, linear at the end; each layer is stored as [in, out] and
 the layers of one node follow each other in a row of ``weights`` [M, W].  Samples are sorted by node, so each node's
 samples are one slice and one small chain of matrix products.
 """
@@ -22,9 +22,9 @@ def num_weights(sizes: Sequence[int]) -> int:
 
 
 def layers_of(weights: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """The layers of all nodes, each a view [M, out, in], of weights [M, W]."""
+    """The layers of all nodes, each a view [M, in, out], of weights [M, W]."""
     parts = weights.split([wide * out for wide, out in pairwise(sizes)], dim=1)
-    return [part.unflatten(1, (out, wide)) for part, (wide, out) in zip(parts, pairwise(sizes), strict=True)]
+    return [part.unflatten(1, (wide, out)) for part, (wide, out) in zip(parts, pairwise(sizes), strict=True)]
 
 
 def segment_bounds(node: Tensor, num_nodes: int) -> Tensor:
@@ -55,8 +55,8 @@ def packed_mlp_reference(weights: Tensor, x: Tensor, bounds: Tensor, sizes: Sequ
     outputs = []
     for node, hidden in enumerate(x.split(bounds.diff().tolist())):
         for layer in inner:
-            hidden = torch.relu(hidden @ layer[node].T)
-        outputs.append(hidden @ last[node].T)
+            hidden = torch.relu(hidden @ layer[node])
+        outputs.append(hidden @ last[node])
     return torch.cat(outputs)
 
 
@@ -67,7 +67,7 @@ class _PackedMlp(torch.autograd.Function):
     ) -> Tensor:
         nodes, rows = _chunks(bounds, CHUNK if x.device.type == "cpu" else max(1, len(x)))
         given, x, used = x.dtype, x.to(precision), weights.to(precision)
-        layers = [layer.transpose(1, 2).unbind(0) for layer in layers_of(used, sizes)]  # [in, out] of every node
+        layers = [layer.unbind(0) for layer in layers_of(used, sizes)]
         output = x.new_empty(len(x), sizes[-1])
         if any(ctx.needs_input_grad):
             stored = [x.new_empty(len(x), width) for width in sizes[1:-1]]
@@ -87,7 +87,7 @@ class _PackedMlp(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         needs_weights, needs_x = ctx.needs_input_grad[:2]
         inputs: tuple[Tensor, ...] = ctx.saved_tensors  # what each layer was given: x, then the hidden activations
-        layers = [layer.unbind(0) for layer in layers_of(ctx.used, ctx.sizes)]
+        layers = [layer.transpose(1, 2).unbind(0) for layer in layers_of(ctx.used, ctx.sizes)]
         sinks = []
         if needs_weights:
             sinks = [layer.unbind(0) for layer in layers_of(persistent_gradient(ctx.weights), ctx.sizes)]
@@ -98,9 +98,9 @@ class _PackedMlp(torch.autograd.Function):
         for node, grad, result, *givens in zip(ctx.nodes, grads, results, *given_of, strict=True):
             for depth in range(len(layers) - 1, -1, -1):
                 if needs_weights and sinks[depth][node].dtype == grad.dtype:
-                    sinks[depth][node].addmm_(grad.T, givens[depth])
+                    sinks[depth][node].addmm_(givens[depth].T, grad)
                 elif needs_weights:
-                    sinks[depth][node].add_(grad.T @ givens[depth])
+                    sinks[depth][node].add_(givens[depth].T @ grad)
                 if depth > 0:
                     grad = torch.ops.aten.threshold_backward(grad @ layers[depth][node], givens[depth], 0)
                 elif needs_x:

@@ -17,7 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from torch import Tensor
 
 from inf_nerf.field.hash_grid import PRIMES, GridSpec
@@ -53,7 +56,7 @@ class _Encode(torch.autograd.Function):
             features = torch.empty(len(xyz), spec.num_features)
             forward, _ = _kernels(spec.features_per_level)
             arrays = table.detach().numpy(), xyz.numpy(), node.numpy(), features.numpy()
-            _in_threads(forward, len(xyz), *_levels(spec), *arrays)
+            _in_threads(forward, len(xyz), *levels(spec), *arrays)
         else:
             features = known.detach()
         if ctx.needs_input_grad[0]:
@@ -67,7 +70,7 @@ class _Encode(torch.autograd.Function):
         gradient = persistent_gradient(ctx.table)
         _, backward = _kernels(ctx.spec.features_per_level)
         arrays = gradient.numpy(), xyz.numpy(), node.numpy(), grad_outputs[0].contiguous().numpy()
-        _in_threads(backward, ctx.spec.num_levels, *_levels(ctx.spec), *arrays)
+        _in_threads(backward, ctx.spec.num_levels, *levels(ctx.spec), *arrays)
         return None, None, None, None, None
 
 
@@ -84,7 +87,7 @@ def _in_threads(kernel: Callable[..., Any], total: int, *arrays: np.ndarray) -> 
 
 
 @cache
-def _levels(spec: GridSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def levels(spec: GridSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Per level [L]: scale, vertices a side (0 where hashed), entries, first entry."""
     strides = [0 if hashed else res for hashed, res in zip(spec.hashed, spec.resolutions, strict=True)]
     return (
@@ -93,6 +96,30 @@ def _levels(spec: GridSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndar
         np.array(spec.sizes, np.uint32),
         np.array(spec.offsets[:-1], np.int64),
     )
+
+
+def _prefetch(typing: Any, entries: Any, row: Any) -> Any:
+    """Ask for the cache line of ``entries[row]`` ahead of its use."""
+    signature = types.void(entries, types.int64)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        place = cgutils.get_item_pointer(context, builder, signature.args[0], array, [arguments[1], _int64(0)])
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        read, keep, data = (ir.Constant(word, value) for value in (0, 3, 1))
+        builder.call(function, [builder.bitcast(place, byte), read, keep, data])
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+prefetch: Any = intrinsic(_prefetch)
+
+
+def _int64(value: int) -> ir.Constant:
+    return ir.Constant(ir.IntType(64), value)
 
 
 @njit(inline="always")
@@ -144,7 +171,7 @@ def _wrap(index, size):
 
 
 @njit(inline="always")
-def _interpolation(scale, stride, size, x, y, z):
+def interpolation(scale, stride, size, x, y, z):
     """Rows and trilinear weights of the eight vertices around a position, x fastest."""
     x, y, z = _unit(x) * scale + HALF, _unit(y) * scale + HALF, _unit(z) * scale + HALF
     cx, cy, cz = np.uint32(x), np.uint32(y), np.uint32(z)
@@ -205,7 +232,7 @@ def _kernels(num_features: int) -> tuple[Callable[..., Any], Callable[..., Any]]
                 entries = table[node[start], offsets[level] : offsets[level] + size]
                 warmed += _warm(entries, stop - start)
                 for q in range(start, stop):
-                    rows, weights = _interpolation(scale, stride, size, xyz[q, 0], xyz[q, 1], xyz[q, 2])
+                    rows, weights = interpolation(scale, stride, size, xyz[q, 0], xyz[q, 1], xyz[q, 2])
                     for f in range(num_features):
                         value = np.float32(0)
                         for corner in range(8):
@@ -226,7 +253,7 @@ def _kernels(num_features: int) -> tuple[Callable[..., Any], Callable[..., Any]]
                 entries = gradient[node[start], offsets[level] : offsets[level] + size]
                 warmed += _warm(entries, stop - start)
                 for q in range(start, stop):
-                    rows, weights = _interpolation(scale, stride, size, xyz[q, 0], xyz[q, 1], xyz[q, 2])
+                    rows, weights = interpolation(scale, stride, size, xyz[q, 0], xyz[q, 1], xyz[q, 2])
                     for corner in range(8):
                         for f in range(num_features):
                             entries[rows[corner], f] += weights[corner] * grad_features[q, column + f]

@@ -5,9 +5,12 @@ which ray a sample belongs to, so rays may have any number of samples, none incl
 because one running sum spans the whole batch.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
+DARK = math.log(1000)  # optical depth behind which nothing is looked at
 OPAQUE_DEPTH = 60.0  # optical depth of one sample beyond which nothing changes: exp(-60) is 1e-26
 
 
@@ -27,9 +30,11 @@ def composite(
     return weights.to(sigma.dtype), torch.exp(-total).to(sigma.dtype)
 
 
-def transmittance(sigma: Tensor, delta: Tensor, ray: Tensor, num_rays: int) -> Tensor:
-    """Share [Q] of a ray's light that comes past the samples before each sample; arguments as of :func:`composite`."""
-    return torch.exp(-_optical_depths(sigma, delta, ray, num_rays)[1]).to(sigma.dtype)
+def reached(sigma: Tensor, delta: Tensor, ray: Tensor, num_rays: int) -> tuple[Tensor, Tensor]:
+    """Which samples light reaches, and in which of these it ends, both [Q] bool; arguments as of :func:`composite`."""
+    tau, before = _optical_depths(sigma, delta, ray, num_rays)
+    lit = before < DARK
+    return lit, lit & (before + tau >= DARK)
 
 
 def along_rays(

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from inf_nerf.config import Config
 from inf_nerf.field.field import Field
 from inf_nerf.field.occupancy import Occupancy
-from inf_nerf.octree.routing import blend_neighbour, route
+from inf_nerf.octree.routing import route
 from inf_nerf.octree.topology import BACKGROUND_KEY, Octree
-from inf_nerf.render.compositing import along_rays, composite, transmittance
+from inf_nerf.render.compositing import along_rays, composite
 from inf_nerf.render.empty_space import EmptySpace
+from inf_nerf.render.foreground import Foreground, LitSamples, foreground, lit_samples, shaded
 from inf_nerf.render.sampling import (
     Samples,
+    Steps,
     cube_span,
     march,
     routed_radius,
@@ -28,9 +30,7 @@ from inf_nerf.render.sampling import (
 from inf_nerf.scene.cameras import Rays
 
 OPAQUE = 1e-3  # transmittance below which nothing behind is looked at
-ENDLESS = 1e9  # length of a step that lets nothing through
 UNTRAINED = 0.8  # share of the initial density above which a field may just not have been trained
-INVISIBLE = 1e-4  # weight below which a sample's colour is not computed, outside training
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Rendered:
     share: Tensor  # [M] compositing weight answered by each node, summed over rays, detached
     touched: Tensor  # [M] bool: nodes that were asked
     num_samples: int  # foreground samples asked for their density
-    samples: Samples  # with gradients: only those that light reaches
-    weights: Tensor  # [Q] of the samples
     span: tuple[Tensor, Tensor]  # distances [R] at which rays enter and leave the root cube
+    samples: Samples | None  # those that light reaches; only with gradients
+    weights: Tensor | None  # [Q] of the samples
 
 
 def empty_density(config: Config, octree: Octree) -> Tensor:
@@ -109,28 +109,54 @@ class Model:
         """Mean vector [A] of the training photos."""
         return self.appearance[self.train_photos].mean(0)
 
-    def sample(self, rays: Rays, generator: torch.Generator | None) -> Samples:
-        """Foreground samples by the configured sampler."""
+    @property
+    def _traces(self) -> bool:
+        """Whether compiled code follows the rays."""
+        return self.field.encoder.name == "numba" and self.config.sampler.kind == "occupancy"
+
+    def steps(self, rays: Rays, generator: torch.Generator | None) -> Steps:
+        """Where the rays may be sampled."""
         sampler = self.config.sampler
         radius = routed_radius(rays, self.config.octree.footprint_px, generator)
+        return Steps.of(rays, sampler, radius, generator, self.steps_across)
+
+    def sample(self, rays: Rays, generator: torch.Generator | None) -> Samples:
+        """Foreground samples by the configured sampler, hidden ones included."""
+        sampler = self.config.sampler
         if sampler.kind == "tree":
+            radius = routed_radius(rays, self.config.octree.footprint_px, generator)
             return sample_tree(rays, self.octree, self.density, sampler, radius, generator)
-        samples = march(
-            rays,
-            self.octree,
-            self.occupancy,
-            self.empty_space,
-            sampler,
-            radius,
-            generator,
-            self.steps_across,
-            compiled=self.field.encoder.name == "numba",
-        )
+        return march(self.steps(rays, generator), self.octree, self.occupancy, self.empty_space)
+
+    def lit_samples(self, rays: Rays, generator: torch.Generator | None) -> LitSamples:
+        """The samples that light reaches.
+
+        In training their number adapts the length of steps: while little is known to be empty, longer steps keep the
+        cost of a batch about constant.
+        """
+        if self._traces:
+            from inf_nerf.render import numba_trace
+
+            steps = self.steps(rays, generator)
+            lit = numba_trace.lit_samples(steps, self.octree, self.occupancy, self.empty_space, self.field)
+        else:
+            lit = lit_samples(self.sample(rays, generator), self.octree, self.field, len(rays))
+        sampler = self.config.sampler
         if generator is not None:
-            # while little is known to be empty, longer steps keep the cost of a batch about constant
-            change = sampler.samples * len(rays) / max(1, len(samples))
+            change = sampler.samples * len(rays) / max(1, len(lit.samples))
             self.steps_across = min(sampler.max_samples, max(32.0, self.steps_across * min(1.1, max(0.9, change))))
-        return samples
+        return lit
+
+    def foreground(self, rays: Rays, looks: Tensor, generator: torch.Generator | None, lod_blend: float) -> Foreground:
+        """What rays see inside the root cube, without gradients."""
+        if self._traces:
+            from inf_nerf.render import numba_trace
+
+            steps = self.steps(rays, generator)
+            return numba_trace.foreground(
+                steps, self.octree, self.occupancy, self.empty_space, self.field, looks, lod_blend
+            )
+        return foreground(self.sample(rays, generator), self.octree, self.field, rays.direction, looks, lod_blend)
 
     def render(
         self,
@@ -143,47 +169,38 @@ class Model:
     ) -> Rendered:
         """Render rays; with a generator as in training (jitter), without one deterministically.
 
-        With gradients only the samples that light reaches are kept, and `lod_blend` must be 0.
+        With gradients the samples are kept, and `lod_blend` must be 0.
         """
         rays = rays.to(self.appearance.device)
-        num_rays = len(rays)
-        samples = self.sample(rays, generator)
-        num_samples = len(samples)
         looks = self._appearance(rays, appearance)
-        touched = torch.zeros(self.background + 1, dtype=torch.bool, device=looks.device)
+        samples = weights = None
         if torch.is_grad_enabled():
             if lod_blend:
                 raise ValueError(f"lod_blend is {lod_blend}, but levels are not mixed while gradients are recorded")
-            samples, rgb, weights, remaining = self._lit_foreground(samples, rays, looks)
-            touched[samples.node] = True
+            lit = self.lit_samples(rays, generator)
+            found, weights = shaded(lit, self.octree, self.field, rays.direction, looks)
+            samples = lit.samples
         else:
-            rgb, weights, remaining = self._foreground(samples, rays, looks, lod_blend, touched)
+            found = self.foreground(rays, looks, generator, lod_blend)
         enter, leave = cube_span(rays)
         leave = torch.where(leave > enter, leave, torch.zeros_like(leave))
-        colour = along_rays(weights, rgb, samples.ray, num_rays)
-        behind, beyond = self._background(rays, looks, leave, remaining.detach(), generator)
+        light = found.light.detach()
+        behind, beyond = self._background(rays, looks, leave, light, generator)
         # no field answers behind the ground: there the backdrop shows
-        colour = colour + remaining[:, None] * torch.where(
-            beyond[:, None], behind, self.backdrop if backdrop is None else backdrop
-        )
-        detached = weights.detach()
-        share = torch.zeros(self.background + 1, device=colour.device).index_add_(0, samples.node, detached)
-        share[-1] = (remaining.detach() * beyond).sum()
-        touched[-1] = bool((beyond & (remaining.detach() > OPAQUE)).any())
-        opacity = 1 - remaining
-        level = along_rays(detached, self.octree.level[samples.node].float(), samples.ray, num_rays)
+        behind = torch.where(beyond[:, None], behind, self.backdrop if backdrop is None else backdrop)
+        opacity = 1 - found.light
         return Rendered(
-            rgb=colour,
-            depth=along_rays(weights, samples.t, samples.ray, num_rays) + remaining * leave,
+            rgb=found.rgb + found.light[:, None] * behind,
+            depth=found.depth + found.light * leave,
             opacity=opacity,
-            level=level / opacity.detach().clamp_min(1e-6),
-            foreign=along_rays(detached, samples.foreign.float(), samples.ray, num_rays),
-            share=share,
-            touched=touched,
-            num_samples=num_samples,
+            level=found.level / opacity.detach().clamp_min(1e-6),
+            foreign=found.foreign,
+            share=torch.cat((found.share, (light * beyond).sum()[None])),
+            touched=torch.cat((found.touched, (beyond & (light > OPAQUE)).any()[None])),
+            num_samples=found.num_samples,
+            span=(enter, leave),
             samples=samples,
             weights=weights,
-            span=(enter, leave),
         )
 
     def _appearance(self, rays: Rays, override: Tensor | None) -> Tensor:
@@ -194,67 +211,6 @@ class Model:
         looks = self.appearance[photo]
         unknown = (rays.photo < 0) | ~self.is_trained[photo]
         return torch.where(unknown[:, None], self.mean_appearance(), looks) if bool(unknown.any()) else looks
-
-    def _lit_foreground(self, samples: Samples, rays: Rays, looks: Tensor) -> tuple[Samples, Tensor, Tensor, Tensor]:
-        """The samples that light reaches, their colour [Q', 3] and weight [Q'], and the transmittance [R] behind them.
-
-        A first pass asks for densities alone.  What lies behind a surface gets neither weight nor gradient, so nothing
-        else is computed for it; for the rest the pass is not in vain, since its features are kept.
-        """
-        node, order = torch.sort(samples.node, stable=True)
-        xyz = self.octree.to_local(samples.xyz[order], node)
-        features = self.field.features(xyz, node)
-        with torch.no_grad():
-            sigma_sorted, _ = self.field.density(xyz, node, features)
-            sigma = torch.empty_like(sigma_sorted).index_copy_(0, order, sigma_sorted)
-            lit = transmittance(sigma, samples.delta, samples.ray, len(rays)) > OPAQUE
-        # the last sample that light reaches takes all that is left, lest the background shine through in its place
-        last = lit[:-1] & ~lit[1:] & (samples.ray[:-1] == samples.ray[1:])
-        delta = torch.cat((samples.delta[:-1].masked_fill(last, ENDLESS), samples.delta[-1:]))[lit]
-        kept = torch.nonzero(lit[order]).squeeze(1)
-        order = (torch.cumsum(lit, 0) - 1)[order[kept]]
-        samples, node = samples[lit], node[kept]
-        sigma_sorted, geo = self.field.density(xyz[kept], node, features[kept])
-        back = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
-        weights, remaining = composite(sigma_sorted[back], delta, samples.ray, len(rays))
-        rgb = self.field.colour(geo, rays.direction, looks, node, samples.ray[order])[back]
-        return samples, rgb, weights, remaining
-
-    def _foreground(
-        self, samples: Samples, rays: Rays, looks: Tensor, lod_blend: float, touched: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Colour [Q, 3] and weight [Q] of the samples, and the transmittance [R] behind them, without gradients.
-
-        Marks the nodes that are asked in ``touched`` [M].
-        """
-        node, xyz, source, mix = samples.node, samples.xyz, torch.arange(len(samples), device=rays.origin.device), None
-        if lod_blend > 0 and len(samples):
-            neighbour, weight = blend_neighbour(self.octree, xyz, samples.footprint, lod_blend)
-            extra = torch.nonzero(weight > 0).squeeze(1)
-            source = torch.cat((source, extra))
-            mix = torch.cat((1 - weight, weight[extra]))
-            node = torch.cat((node, neighbour[extra]))
-        touched[node] = True
-        node, order = torch.sort(node, stable=True)
-        back = torch.argsort(order)  # sorted -> given order
-        source_sorted = source[order]
-        sigma, geo = self.field.density(self.octree.to_local(xyz[source_sorted], node), node)
-        sigma_parts = sigma[back]
-        if mix is not None:
-            sigma_parts = sigma_parts * mix
-            total = sigma_parts.new_zeros(len(samples)).index_add(0, source, sigma_parts)
-        else:
-            total = sigma_parts
-        weights, remaining = composite(total, samples.delta, samples.ray, len(rays))
-        seen = torch.nonzero(weights[source_sorted] > INVISIBLE).squeeze(1)
-        ray = samples.ray[source_sorted][seen]
-        rgb_sorted = sigma.new_zeros(len(node), 3)
-        rgb_sorted[seen] = self.field.colour(geo[seen], rays.direction, looks, node[seen], ray)
-        rgb_parts = rgb_sorted[back]
-        if mix is None:
-            return rgb_parts, weights, remaining
-        parts = rgb_parts * (sigma_parts / total[source].clamp_min(1e-20))[:, None]
-        return parts.new_zeros(len(samples), 3).index_add(0, source, parts), weights, remaining
 
     def _background(
         self, rays: Rays, looks: Tensor, leave: Tensor, remaining: Tensor, generator: torch.Generator | None

@@ -4,9 +4,9 @@ Letters: R rays, C coarse intervals, Q samples.  Distances run along unit direct
 distance because a footprint does: a step is ``sampler.step`` footprints long.  Nothing is sampled before a ray enters
 the root cube [-1, 1]^3, and the background answers only after it has left.
 
-Two samplers share one result.  ``march`` skips empty space with occupancy grids; ``sample_tree`` is the paper's
-192 -> 96 -> 48 resampling by the density of the octree itself.  Level-of-detail jitter is drawn once per ray, so that
-all passes over it are answered by the same levels.
+Two samplers share one result.  ``march`` keeps of all :class:`Steps` those that occupancy grids do not know to be
+empty; ``sample_tree`` is the paper's 192 -> 96 -> 48 resampling by the density of the octree itself.  Level-of-detail
+jitter is drawn once per ray, so that all passes over it are answered by the same levels.
 """
 
 import math
@@ -57,81 +57,73 @@ def cube_span(rays: Rays) -> tuple[Tensor, Tensor]:
     return enter, leave
 
 
-def march(
-    rays: Rays,
-    octree: Octree,
-    occupancy: Occupancy,
-    empty_space: EmptySpace,
-    config: SamplerConfig,
-    radius: Tensor,  # [R] footprint per unit distance as routed: see `routed_radius`
-    generator: torch.Generator | None,
-    most: float,
-    compiled: bool = False,
-) -> Samples:
-    """Steps through what is not known to be empty.
+@dataclass(frozen=True)
+class Steps:
+    """Candidate steps of the R' rays that hit the root cube; step k is at ``enter * exp(log_growth * (k + phase))``."""
 
-    A step is ``config.step`` footprints long, or longer where there would be more than about ``most`` of them between
-    entering and leaving the cube (what a camera inside the cube has right before it does not count).  With a generator
-    (training) the steps of a ray start at a random phase.  ``compiled`` runs on the CPU, with numba.
-    """
-    enter, leave = cube_span(rays)
-    hit = torch.nonzero(leave > enter).squeeze(1)
-    enter, leave, radius = enter[hit], leave[hit], radius[hit]
-    origin, direction = rays.origin[hit], rays.direction[hit]
-    # t_k = enter * growth^k, with growth = 1 + step * radius unless that takes too many steps
-    octaves = torch.log(leave / enter)
-    budgeted = torch.log((leave / enter.clamp_min(CLOSE)).clamp_min(1.01))
-    log_growth = torch.maximum(torch.log1p(config.step * radius), budgeted / most)
-    log_growth = torch.maximum(log_growth, octaves / config.max_samples)
-    phase = uniform(len(hit), generator, origin)  # of a step, shifts all samples of the ray
-    steps = (origin, direction, radius, enter, leave, log_growth, phase, STEPS_PER_INTERVAL)
-    if compiled:
-        from inf_nerf.render import numba_march
+    hit: Tensor  # [R'] which rays
+    origin: Tensor  # [R', 3]
+    direction: Tensor  # [R', 3]
+    radius: Tensor  # [R'] footprint per unit distance as routed
+    enter: Tensor  # [R'] distances between which a ray is inside the cube
+    leave: Tensor  # [R']
+    log_growth: Tensor  # [R'] of the distance from step to step
+    phase: Tensor  # [R'] of a step, in [0, 1)
 
-        ray, t, node, foreign = numba_march.occupied_steps(*steps, octree, occupancy, empty_space)
-    else:
-        ray, t, node, foreign = occupied_steps(*steps, octree, occupancy, empty_space)
-    delta = t * torch.expm1(log_growth)[ray]
-    xyz = torch.addcmul(origin[ray], direction[ray], t[:, None])
-    return Samples(hit[ray], t, delta, xyz, t * radius[ray], node, foreign)
+    @staticmethod
+    def of(
+        rays: Rays,
+        config: SamplerConfig,
+        radius: Tensor,  # [R] footprint per unit distance as routed: see `routed_radius`
+        generator: torch.Generator | None,
+        most: float,
+    ) -> "Steps":
+        """A step is ``config.step`` footprints long, or longer where there would be more than about ``most`` of them
+        between entering and leaving the cube (what a camera inside the cube has right before it does not count).  With
+        a generator (training) the steps of a ray start at a random phase.
+        """
+        enter, leave = cube_span(rays)
+        hit = torch.nonzero(leave > enter).squeeze(1)
+        enter, leave, radius = enter[hit], leave[hit], radius[hit]
+        octaves = torch.log(leave / enter)
+        budgeted = torch.log((leave / enter.clamp_min(CLOSE)).clamp_min(1.01))
+        log_growth = torch.maximum(torch.log1p(config.step * radius), budgeted / most)
+        log_growth = torch.maximum(log_growth, octaves / config.max_samples)
+        origin, direction = rays.origin[hit], rays.direction[hit]
+        return Steps(hit, origin, direction, radius, enter, leave, log_growth, uniform(len(hit), generator, origin))
+
+    def samples(self, ray: Tensor, t: Tensor, node: Tensor, foreign: Tensor) -> Samples:
+        """Samples at distances ``t`` [Q] along rays ``ray`` [Q], which number the rays of these steps."""
+        delta = t * torch.expm1(self.log_growth)[ray]
+        xyz = torch.addcmul(self.origin[ray], self.direction[ray], t[:, None])
+        return Samples(self.hit[ray], t, delta, xyz, t * self.radius[ray], node, foreign)
 
 
-def occupied_steps(
-    origin: Tensor,  # [R, 3]
-    direction: Tensor,  # [R, 3]
-    radius: Tensor,  # [R] footprint per unit distance as routed
-    enter: Tensor,  # [R] distances between which a ray is inside the cube
-    leave: Tensor,  # [R]
-    log_growth: Tensor,  # [R] of the distance from step to step
-    phase: Tensor,  # [R] of a step, in [0, 1)
-    per_interval: int,  # steps that the coarse test covers at once
-    octree: Octree,
-    occupancy: Occupancy,
-    empty_space: EmptySpace,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ray [Q], distance [Q], node [Q] and foreign [Q] of the steps in occupied cells, by ray, then by distance."""
-    log_interval = log_growth * per_interval
-    num_intervals = torch.ceil(torch.log(leave / enter) / log_interval).long().clamp_min_(1)
-    ray = torch.repeat_interleave(torch.arange(len(origin), device=origin.device), num_intervals)  # [C]
+def march(steps: Steps, octree: Octree, occupancy: Occupancy, empty_space: EmptySpace) -> Samples:
+    """The steps that lie in what is not known to be empty."""
+    log_interval = steps.log_growth * STEPS_PER_INTERVAL
+    num_intervals = torch.ceil(torch.log(steps.leave / steps.enter) / log_interval).long().clamp_min_(1)
+    device = steps.hit.device
+    ray = torch.repeat_interleave(torch.arange(len(steps.hit), device=device), num_intervals)  # [C]
     first = torch.cumsum(num_intervals, 0) - num_intervals
-    k = (torch.arange(len(ray), device=origin.device) - first[ray]).float()
-    begin = enter[ray] * torch.exp(log_interval[ray] * k)
+    k = (torch.arange(len(ray), device=device) - first[ray]).float()
+    begin = steps.enter[ray] * torch.exp(log_interval[ray] * k)
     length = begin * torch.expm1(log_interval[ray])
-    position = torch.addcmul(origin[ray], direction[ray], (begin + 0.5 * length)[:, None])
+    position = torch.addcmul(steps.origin[ray], steps.direction[ray], (begin + 0.5 * length)[:, None])
     keep = torch.nonzero(empty_space.may_hold(position, length)).squeeze(1)
     ray, begin = ray[keep], begin[keep]
 
-    step = torch.arange(per_interval, device=origin.device)
-    growth = torch.exp(log_growth[ray, None] * (step + phase[ray, None]))  # [C, 8]
+    step = torch.arange(STEPS_PER_INTERVAL, device=device)
+    growth = torch.exp(steps.log_growth[ray, None] * (step + steps.phase[ray, None]))  # [C, 8]
     t = (begin[:, None] * growth).reshape(-1)
-    ray = ray.repeat_interleave(per_interval)
-    inside = torch.nonzero(t < leave[ray]).squeeze(1)
+    ray = ray.repeat_interleave(STEPS_PER_INTERVAL)
+    inside = torch.nonzero(t < steps.leave[ray]).squeeze(1)
     t, ray = t[inside], ray[inside]
-    xyz = torch.addcmul(origin[ray], direction[ray], t[:, None])
-    node, foreign = route(octree, xyz, t * radius[ray])
+    xyz = torch.addcmul(steps.origin[ray], steps.direction[ray], t[:, None])
+    node, foreign = route(octree, xyz, t * steps.radius[ray])
     cell = occupancy.cell_of(octree.to_local(xyz, node), node)
     kept = torch.nonzero(occupancy.occupied.view(-1)[cell]).squeeze(1)
-    return ray[kept], t[kept], node[kept], foreign[kept]
+    return steps.samples(ray[kept], t[kept], node[kept], foreign[kept])
 
 
 def routed_radius(rays: Rays, footprint_px: float, generator: torch.Generator | None) -> Tensor:

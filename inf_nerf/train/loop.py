@@ -235,7 +235,8 @@ class Figures:
         self._steps += 1
         for name in METRICS:
             self._sums[name] += agreed[name]
-        levels = torch.bincount(model.octree.level[rendered.samples.node], minlength=model.octree.num_levels)
+        nodes = rendered.samples.node if rendered.samples is not None else torch.zeros(0, dtype=torch.int64)
+        levels = torch.bincount(model.octree.level[nodes], minlength=model.octree.num_levels)
         for level, count in enumerate(levels.tolist()):
             self._level_share[level] = self._level_share.get(level, 0.0) + count
 

@@ -59,10 +59,12 @@ def depth(
 def spread(rendered: Rendered, weight: Tensor, batch_size: int) -> Tensor:
     """Distortion of the foreground weights with distances scaled to [0, 1] inside the cube."""
     enter, leave = rendered.span
-    samples = rendered.samples
+    samples, weights = rendered.samples, rendered.weights
+    if samples is None or weights is None:
+        raise ValueError("the spread of samples needs rays that were rendered with gradients")
     length = (leave - enter)[samples.ray].clamp_min(1e-6)
     middle = (samples.t - enter[samples.ray]) / length
-    per_ray = distortion(rendered.weights, middle, samples.delta / length, samples.ray, len(enter))
+    per_ray = distortion(weights, middle, samples.delta / length, samples.ray, len(enter))
     return (weight * per_ray).sum() / batch_size
 
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 
 log = logging.getLogger(__name__)

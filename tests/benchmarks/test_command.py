@@ -35,7 +35,7 @@ def test_every_row_is_timed_printed_and_written(tmp_path: Path, capsys: pytest.C
     assert {"machine", "limits", "rows"} == set(content)
     names = {row["name"] for row in content["rows"]}
     assert names >= {"encode_forward", "encode_backward", "heads", "adam", "routing", "compositing", "step", "render"}
-    assert names >= {"occupancy_march", "occupancy_probe", "adam_sparse", "threads"}
+    assert names >= {"lit_samples", "occupancy_probe", "adam_sparse", "threads"}
     printed = capsys.readouterr().out
     for row in content["rows"]:
         assert set(row) == KEYS and row["median_ms"] > 0

@@ -46,7 +46,9 @@ def test_loss_and_all_gradients_equal_ours(nodes: int, lookup: Lookup, together:
             ("density_weights", node.density.parameters()),
             ("colour_weights", node.colour.parameters()),
         ):
-            gradient = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
+            found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            # torch stores a layer as [out, in], the library as [in, out]
+            gradient = torch.cat([(part if name == "tables" else part.T).flatten() for part in found])
             wanted = getattr(field, name).grad[index].flatten()
             assert relative(gradient, wanted) < 1e-4, (index, name)
 

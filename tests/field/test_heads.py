@@ -32,11 +32,11 @@ def make_inputs(sizes: tuple[int, ...], count: int = 20) -> tuple[Tensor, Tensor
 def test_reference_is_one_small_network_per_node() -> None:
     sizes = (5, 8, 3)
     weights, x = make_inputs(sizes)
-    first, second = weights[3, :40].view(8, 5), weights[3, 40:].view(3, 8)
+    first, second = weights[3, :40].view(5, 8), weights[3, 40:].view(8, 3)
 
     output = packed_mlp_reference(weights, x, BOUNDS, sizes)
 
-    torch.testing.assert_close(output[8:], torch.relu(x[8:] @ first.T) @ second.T)
+    torch.testing.assert_close(output[8:], torch.relu(x[8:] @ first) @ second)
 
 
 @pytest.mark.parametrize("sizes", SIZES)

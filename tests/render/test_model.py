@@ -1,5 +1,6 @@
 """The model: what rays see is repeatable, independent of their company, continuous in scale, and accounted for."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from inf_nerf.config import Config
 from inf_nerf.octree.routing import route
 from inf_nerf.octree.topology import BACKGROUND_KEY, Octree
-from inf_nerf.render import model as module
+from inf_nerf.render import compositing
 from inf_nerf.render.model import Model
 from inf_nerf.scene.cameras import Rays
 from tests.train.tiny import MEAN_COLOUR, tiny_config, tiny_octree, tiny_scene, tiny_work
@@ -100,9 +101,10 @@ def gradients(model: Model, rays: Rays) -> tuple[Any, list[Tensor]]:
 
 
 def test_samples_behind_a_surface_cost_no_gradient_and_change_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_config(field={"initial_density": 100.0})  # opaque after a part of the cube
+    # opaque after a part of the cube
+    config = tiny_config(field={"initial_density": 100.0, "backend": "torch"})
     found, gradient = gradients(make_model(config=config), photo_rays())
-    monkeypatch.setattr(module, "OPAQUE", -1.0)  # light reaches everything
+    monkeypatch.setattr(compositing, "DARK", math.inf)  # light reaches everything
     expected, expected_gradient = gradients(make_model(config=config), photo_rays())
     assert len(found.samples) < 0.9 * len(expected.samples) == 0.9 * found.num_samples
     torch.testing.assert_close(found.rgb, expected.rgb, atol=2e-3, rtol=0)
@@ -254,7 +256,7 @@ def test_photos_look_their_own_way_and_unknown_ones_the_mean() -> None:
 
 def fixed_footprint(model: Model, rays: Rays) -> Any:
     """Renders the same samples with one footprint, so that only the level changes."""
-    samples = render(model, rays).samples
+    samples = model.sample(rays, None)
 
     def at(footprint: float, lod_blend: float) -> Tensor:
         every = torch.full_like(samples.footprint, footprint)
@@ -266,7 +268,7 @@ def fixed_footprint(model: Model, rays: Rays) -> Any:
 
 
 def test_blend_is_continuous_where_levels_change() -> None:
-    model = make_model()
+    model = make_model(config=tiny_config(field={"backend": "torch"}))
     at = fixed_footprint(model, downward(radius=0.05))
     gsd = float(model.octree.gsd[0])
     footprints = [gsd * 2 ** (-step / 32) for step in range(-16, 80)]  # across both boundaries
@@ -281,7 +283,7 @@ def test_blend_is_continuous_where_levels_change() -> None:
 
 
 def test_blend_changes_nothing_far_from_boundaries() -> None:
-    model = make_model()
+    model = make_model(config=tiny_config(field={"backend": "torch"}))
     at = fixed_footprint(model, downward(radius=0.05))
     gsd = float(model.octree.gsd[0])
     for octaves in (0.5, -0.5, -1.5):

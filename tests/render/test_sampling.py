@@ -8,7 +8,15 @@ from inf_nerf.field.occupancy import Occupancy
 from inf_nerf.octree.build import build_octree
 from inf_nerf.octree.routing import route
 from inf_nerf.render.empty_space import EmptySpace
-from inf_nerf.render.sampling import contract, cube_span, march, routed_radius, sample_background, sample_tree
+from inf_nerf.render.sampling import (
+    Steps,
+    contract,
+    cube_span,
+    march,
+    routed_radius,
+    sample_background,
+    sample_tree,
+)
 from inf_nerf.scene.cameras import Rays
 
 MAX_RES = 32
@@ -49,19 +57,10 @@ def is_occupied(octree, occupancy, xyz, node):
     return occupancy.occupied.view(-1)[occupancy.cell_of(octree.to_local(xyz, node), node)]
 
 
-def run_march(octree, occupancy, rays, generator=None, compiled=False, **settings):
+def run_march(octree, occupancy, rays, generator=None, **settings):
     config = SamplerConfig(**settings)
-    return march(
-        rays,
-        octree,
-        occupancy,
-        EmptySpace(octree, occupancy),
-        config,
-        routed_radius(rays, 1.0, generator),
-        generator,
-        config.max_samples,
-        compiled,
-    )
+    steps = Steps.of(rays, config, routed_radius(rays, 1.0, generator), generator, config.max_samples)
+    return march(steps, octree, occupancy, EmptySpace(octree, occupancy))
 
 
 def test_cube_span_of_a_ray_through_the_centre():
@@ -122,30 +121,6 @@ def test_the_coarse_test_never_hides_an_occupied_cell(octree):
         middle = (xyz + shift)[inside]
         within = (middle.abs() <= 1).all(1)
         assert space.may_hold(middle[within], torch.full((int(within.sum()),), length)).all()
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_compiled_marching_equals_its_twin(octree, threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for radius, pruned in ((0.004, False), (0.05, False), (0.004, True)):
-            tree = octree.restrict(set(octree.keys[:5].tolist())) if pruned else octree
-            occupancy, rays = random_occupancy(tree, share=0.3), make_rays(500, radius=radius)
-            slow = run_march(tree, occupancy, rays, torch.Generator().manual_seed(3))
-            fast = run_march(tree, occupancy, rays, torch.Generator().manual_seed(3), compiled=True)
-            slow_counts, fast_counts = (torch.bincount(found.ray, minlength=500) for found in (slow, fast))
-            same = slow_counts == fast_counts  # a step within rounding of a cell's border may differ
-            assert same.float().mean() > 0.98 and len(slow) > 1000
-            slow, fast = slow[same[slow.ray]], fast[same[fast.ray]]
-            assert torch.equal(slow.ray, fast.ray)
-            assert (slow.node == fast.node).float().mean() > 0.999
-            assert (slow.foreign == fast.foreign).float().mean() > 0.999
-            assert slow.foreign.any() == pruned
-            for name in ("t", "delta", "xyz", "footprint"):
-                torch.testing.assert_close(getattr(fast, name), getattr(slow, name), rtol=1e-4, atol=1e-4)
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_coarser_footprints_take_fewer_samples(octree):

@@ -1,0 +1,329 @@
+"""Rays on the CPU: one compiled loop follows each ray through what is occupied, until its light ends.
+
+Nothing is asked behind a surface, and nothing is kept but what the caller wants: with ``lit_samples`` the samples that
+light reaches and their features, for training; with ``foreground`` the sums that make a picture, and no sample at all.
+Both do what the torch code in :mod:`inf_nerf.render.foreground` does, which is their twin in tests; only rounding
+differs, so a sample within rounding of a cell's border may fall to the other side.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from inf_nerf.field.field import Field
+from inf_nerf.field.numba_grid import interpolation, levels, prefetch
+from inf_nerf.field.numba_heads import apply, relu, sigmoid
+from inf_nerf.field.occupancy import Occupancy
+from inf_nerf.octree.topology import Octree
+from inf_nerf.render.compositing import DARK, OPAQUE_DEPTH
+from inf_nerf.render.empty_space import EmptySpace
+from inf_nerf.render.foreground import ENDLESS, INVISIBLE, Foreground, LitSamples
+from inf_nerf.render.numba_space import Grids, Tree, is_occupied, local, may_hold, neighbour, route
+from inf_nerf.render.sampling import STEPS_PER_INTERVAL, Steps
+
+FIRST_CAPACITY = 16  # samples a ray that room is made for at first
+
+
+class _Rays(NamedTuple):
+    """:class:`Steps` as arrays."""
+
+    origin: np.ndarray
+    direction: np.ndarray
+    radius: np.ndarray
+    enter: np.ndarray
+    leave: np.ndarray
+    log_growth: np.ndarray
+    phase: np.ndarray
+
+
+class _Levels(NamedTuple):
+    """Levels of the hash grid."""
+
+    scales: np.ndarray
+    strides: np.ndarray
+    sizes: np.ndarray
+    offsets: np.ndarray
+
+
+class _Weights(NamedTuple):
+    """Values of all nodes."""
+
+    tables: np.ndarray
+    density: np.ndarray
+    colour: np.ndarray
+    bias: np.float32
+
+
+def lit_samples(
+    steps: Steps, octree: Octree, occupancy: Occupancy, empty_space: EmptySpace, field: Field
+) -> LitSamples:
+    """As :func:`inf_nerf.render.foreground.lit_samples` of the samples on these steps."""
+    lit, _ = _kernels(field.spec.features_per_level, field.density_sizes, field.colour_sizes)
+    parts = _in_threads(lit, len(steps.hit), *_arguments(steps, octree, occupancy, empty_space, field))
+    ray, t, node, foreign, ends, features = (
+        torch.from_numpy(part[0] if len(part) == 1 else np.concatenate(part)) for part in zip(*parts, strict=True)
+    )
+    samples = steps.samples(ray, t, node, foreign)
+    return LitSamples(samples, samples.delta.masked_fill(ends, ENDLESS), features, len(samples))
+
+
+def foreground(
+    steps: Steps,
+    octree: Octree,
+    occupancy: Occupancy,
+    empty_space: EmptySpace,
+    field: Field,
+    looks: Tensor,  # [R, A]
+    lod_blend: float,
+) -> Foreground:
+    """As :func:`inf_nerf.render.foreground.foreground` of the samples on these steps of R rays."""
+    _, seen = _kernels(field.spec.features_per_level, field.density_sizes, field.colour_sizes)
+    given = field.colour_given(steps.direction, looks[steps.hit]).detach().numpy()
+    parts = _in_threads(
+        seen,
+        len(steps.hit),
+        *_arguments(steps, octree, occupancy, empty_space, field),
+        np.ascontiguousarray(given),
+        np.float32(lod_blend),
+    )
+    per_ray, share, touched, counts = zip(*parts, strict=True)
+    sums = torch.zeros(len(looks), 7)
+    sums[:, 6] = 1
+    sums[steps.hit] = torch.from_numpy(np.concatenate(per_ray))
+    return Foreground(
+        rgb=sums[:, :3],
+        depth=sums[:, 3],
+        level=sums[:, 4],
+        foreign=sums[:, 5],
+        light=sums[:, 6],
+        share=torch.from_numpy(np.sum(share, axis=0)).float(),
+        touched=torch.from_numpy(np.any(touched, axis=0)),
+        num_samples=sum(counts),
+    )
+
+
+def _arguments(
+    steps: Steps, octree: Octree, occupancy: Occupancy, empty_space: EmptySpace, field: Field
+) -> tuple[Any, ...]:
+    rays = _Rays(*(np.ascontiguousarray(getattr(steps, name).numpy()) for name in _Rays._fields))
+    tree, grids = Tree.of(octree), Grids.of(occupancy, empty_space)
+    leaves = [leaf.detach().numpy() for leaf in (field.tables, field.density_weights, field.colour_weights)]
+    weights = _Weights._make([*leaves, np.float32(field.density_bias)])
+    return rays, tree, grids, _Levels._make(levels(field.spec)), weights
+
+
+def _in_threads(kernel: Callable[..., Any], total: int, *arguments: Any) -> list[Any]:
+    """``kernel(first, last, *arguments)`` of parts that cover ``range(total)``."""
+    parts = max(1, min(torch.get_num_threads(), total))
+    if parts == 1:
+        return [kernel(0, total, *arguments)]
+    bounds = [total * part // parts for part in range(parts + 1)]
+    with ThreadPoolExecutor(parts) as pool:
+        return [done.result() for done in [pool.submit(kernel, *ends, *arguments) for ends in pairwise(bounds)]]
+
+
+@njit(inline="always")
+def _encode(x, y, z, node, num_features, grid, tables, rows, weights, features):
+    """Features of a local position in a node; ``rows`` and ``weights`` [L, 8] are room to work in.
+
+    All entries are asked for before the first is used, so that a sample waits for memory once and not once a level.
+    """
+    entries = tables[node]
+    for level in range(len(grid.scales)):
+        found, shares = interpolation(grid.scales[level], grid.strides[level], grid.sizes[level], x, y, z)
+        for corner in range(8):
+            row = np.int64(found[corner]) + grid.offsets[level]
+            prefetch(entries, row)
+            rows[level, corner], weights[level, corner] = row, shares[corner]
+    for level in range(len(grid.scales)):
+        for f in range(num_features):
+            value = np.float32(0)
+            for corner in range(8):
+                value += weights[level, corner] * entries[rows[level, corner], f]
+            features[level * num_features + f] = value
+
+
+@njit
+def _grown(array, count, room):
+    larger = np.empty((room, *array.shape[1:]), array.dtype)
+    larger[:count] = array[:count]
+    return larger
+
+
+@cache
+def _kernels(
+    per_level: int, density_sizes: tuple[int, ...], colour_sizes: tuple[int, ...]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """``lit_samples`` and ``foreground`` of rays first to last, compiled for the sizes of a field."""
+    wide, density_hidden, density_out = density_sizes
+    hidden, num_geo = colour_sizes[1], density_out - 1
+    num_given = colour_sizes[0] - num_geo
+
+    @njit(nogil=True, cache=True)
+    def lit(first, last, rays, tree, grids, grid, weights):
+        room = max(1, (last - first) * FIRST_CAPACITY)
+        ray, t, node = np.empty(room, np.int64), np.empty(room, np.float32), np.empty(room, np.int64)
+        foreign, ends = np.empty(room, np.bool_), np.empty(room, np.bool_)
+        features = np.empty((room, wide), np.float32)
+        inner, head = np.empty(density_hidden, np.float32), np.empty(density_out, np.float32)
+        rows, shares = np.empty((len(grid.scales), 8), np.int64), np.empty((len(grid.scales), 8), np.float32)
+        count = 0
+        for r in range(first, last):
+            log_growth = rays.log_growth[r]
+            log_interval = log_growth * np.float32(STEPS_PER_INTERVAL)
+            growth, interval_growth = np.exp(log_growth), np.exp(log_interval)
+            start_share, interval_share = np.exp(log_growth * rays.phase[r]), np.expm1(log_interval)
+            step_share = np.expm1(log_growth)
+            num_intervals = max(1, int(np.ceil(np.log(rays.leave[r] / rays.enter[r]) / log_interval)))
+            if count + num_intervals * STEPS_PER_INTERVAL > room:  # as much room as this ray can need
+                room = room + room // 2 + num_intervals * STEPS_PER_INTERVAL
+                ray, t, node = _grown(ray, count, room), _grown(t, count, room), _grown(node, count, room)
+                foreign, ends = _grown(foreign, count, room), _grown(ends, count, room)
+                features = _grown(features, count, room)
+            at, depth, interval, mip, next_begin = -1, 0.0, 0, 0, rays.enter[r]
+            while interval < num_intervals and depth < DARK:
+                begin, next_begin = next_begin, next_begin * interval_growth
+                interval += 1
+                length = begin * interval_share
+                middle = begin + np.float32(0.5) * length
+                while mip < len(grids.sizes) - 1 and length * grids.sizes[mip] > 2:  # cells as long as the interval
+                    mip += 1
+                x = rays.origin[r, 0] + rays.direction[r, 0] * middle
+                y = rays.origin[r, 1] + rays.direction[r, 1] * middle
+                z = rays.origin[r, 2] + rays.direction[r, 2] * middle
+                if not may_hold(x, y, z, length, mip, grids):
+                    continue
+                distance = begin * start_share
+                for _ in range(STEPS_PER_INTERVAL):
+                    if distance >= rays.leave[r]:
+                        break
+                    x = rays.origin[r, 0] + rays.direction[r, 0] * distance
+                    y = rays.origin[r, 1] + rays.direction[r, 1] * distance
+                    z = rays.origin[r, 2] + rays.direction[r, 2] * distance
+                    at, stands_in = route(x, y, z, distance * rays.radius[r], at, tree)
+                    x, y, z = local(x, y, z, at, tree)
+                    if is_occupied(x, y, z, at, grids):
+                        _encode(x, y, z, at, per_level, grid, weights.tables, rows, shares, features[count])
+                        apply(wide, density_hidden, weights.density[at], 0, features[count], inner)
+                        relu(inner, density_hidden)
+                        apply(density_hidden, density_out, weights.density[at], wide * density_hidden, inner, head)
+                        depth += min(np.exp(head[0] + weights.bias) * (distance * step_share), OPAQUE_DEPTH)
+                        ray[count], t[count], node[count], foreign[count] = r, distance, at, stands_in
+                        ends[count] = depth >= DARK
+                        count += 1
+                        if depth >= DARK:
+                            break
+                    distance *= growth
+        return ray[:count], t[:count], node[:count], foreign[:count], ends[:count], features[:count]
+
+    @njit(nogil=True, cache=True)
+    def seen(first, last, rays, tree, grids, grid, weights, given, lod_blend):
+        """Per ray [7]: colour, distance, level, foreign, light left; per node: share, touched; samples."""
+        result = np.zeros((last - first, 7), np.float32)
+        share, touched = np.zeros(len(tree.gsd)), np.zeros(len(tree.gsd), np.bool_)
+        features, inner = np.empty(wide, np.float32), np.empty(density_hidden, np.float32)
+        rows, shares = np.empty((len(grid.scales), 8), np.int64), np.empty((len(grid.scales), 8), np.float32)
+        head, second_head = np.empty(density_out, np.float32), np.empty(density_out, np.float32)
+        base, activation = np.empty(hidden, np.float32), np.empty(hidden, np.float32)
+        last_hidden, geo = np.empty(hidden, np.float32), np.empty(num_geo, np.float32)
+        rgb = np.empty(3, np.float32)
+        second_layer = colour_sizes[0] * hidden
+        third_layer = second_layer + hidden * hidden
+        count = 0
+        for r in range(first, last):
+            log_growth = rays.log_growth[r]
+            log_interval = log_growth * np.float32(STEPS_PER_INTERVAL)
+            growth, interval_growth = np.exp(log_growth), np.exp(log_interval)
+            start_share, interval_share = np.exp(log_growth * rays.phase[r]), np.expm1(log_interval)
+            step_share = np.expm1(log_growth)
+            num_intervals = max(1, int(np.ceil(np.log(rays.leave[r] / rays.enter[r]) / log_interval)))
+            out = result[r - first]
+            base_of, depth, light = -1, 0.0, 1.0
+            at, interval, mip, next_begin = -1, 0, 0, rays.enter[r]
+            while interval < num_intervals and depth < DARK:
+                begin, next_begin = next_begin, next_begin * interval_growth
+                interval += 1
+                length = begin * interval_share
+                middle = begin + np.float32(0.5) * length
+                while mip < len(grids.sizes) - 1 and length * grids.sizes[mip] > 2:  # cells as long as the interval
+                    mip += 1
+                x = rays.origin[r, 0] + rays.direction[r, 0] * middle
+                y = rays.origin[r, 1] + rays.direction[r, 1] * middle
+                z = rays.origin[r, 2] + rays.direction[r, 2] * middle
+                if not may_hold(x, y, z, length, mip, grids):
+                    continue
+                distance = begin * start_share
+                for _ in range(STEPS_PER_INTERVAL):
+                    if distance >= rays.leave[r] or depth >= DARK:
+                        break
+                    x = rays.origin[r, 0] + rays.direction[r, 0] * distance
+                    y = rays.origin[r, 1] + rays.direction[r, 1] * distance
+                    z = rays.origin[r, 2] + rays.direction[r, 2] * distance
+                    footprint = distance * rays.radius[r]
+                    at, stands_in = route(x, y, z, footprint, at, tree)
+                    a, b, c = local(x, y, z, at, tree)
+                    if not is_occupied(a, b, c, at, grids):
+                        distance *= growth
+                        continue
+                    count += 1
+                    touched[at] = True
+                    second, mix = at, np.float32(0)
+                    if lod_blend > 0:
+                        second, mix = neighbour(x, y, z, footprint, at, lod_blend, tree)
+                    sigma, second_sigma = np.float32(0), np.float32(0)
+                    for turn in range(2 if mix > 0 else 1):  # the second node first, so that `head` is `at`'s own
+                        which = second if turn == 0 and mix > 0 else at
+                        a, b, c = local(x, y, z, which, tree)
+                        _encode(a, b, c, which, per_level, grid, weights.tables, rows, shares, features)
+                        apply(wide, density_hidden, weights.density[which], 0, features, inner)
+                        relu(inner, density_hidden)
+                        apply(density_hidden, density_out, weights.density[which], wide * density_hidden, inner, head)
+                        sigma = np.exp(head[0] + weights.bias)
+                        if turn == 0 and mix > 0:
+                            touched[second] = True
+                            second_sigma = sigma * mix
+                            second_head[:] = head
+                    sigma *= np.float32(1) - mix
+                    total = sigma + second_sigma
+                    depth += min(total * (distance * step_share), OPAQUE_DEPTH)
+                    if depth >= DARK:
+                        depth += OPAQUE_DEPTH  # all the light that is left ends here
+                    behind = np.exp(-depth)
+                    weight = np.float32(light - behind)
+                    light = behind
+                    if weight > INVISIBLE:
+                        for turn in range(2 if mix > 0 else 1):
+                            which, own = (second, second_head) if turn == 0 and mix > 0 else (at, head)
+                            for i in range(num_geo):
+                                geo[i] = sigmoid(own[i + 1])
+                            if which != base_of:  # what the direction and the appearance of the ray add
+                                apply(num_given, hidden, weights.colour[which], num_geo * hidden, given[r], base)
+                                base_of = which
+                            apply(num_geo, hidden, weights.colour[which], 0, geo, activation)
+                            for i in range(hidden):
+                                activation[i] = max(activation[i] + base[i], np.float32(0))
+                            apply(hidden, hidden, weights.colour[which], second_layer, activation, last_hidden)
+                            relu(last_hidden, hidden)
+                            apply(hidden, 3, weights.colour[which], third_layer, last_hidden, rgb)
+                            part = weight
+                            if mix > 0:
+                                part *= (second_sigma if turn == 0 else sigma) / max(total, np.float32(1e-20))
+                            for i in range(3):
+                                out[i] += part * sigmoid(rgb[i])
+                    out[3] += weight * distance
+                    out[4] += weight * tree.level[at]
+                    if stands_in:
+                        out[5] += weight
+                    share[at] += weight
+                    distance *= growth
+            out[6] = light
+        return result, share, touched, count
+
+    return lit, seen
