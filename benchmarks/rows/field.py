@@ -13,7 +13,6 @@ from benchmarks.torch_loop import TorchLoop
 from benchmarks.workload import TWIN_ROUNDS, Workload, make_field, make_workload
 from inf_nerf.config import TrainConfig
 from inf_nerf.field.field import Field
-from inf_nerf.field.heads import packed_mlp, packed_mlp_reference, segment_bounds, trunc_exp
 from inf_nerf.train.optimiser import NodeAdam
 
 ADAM_BYTES = 32  # per parameter: value, gradient and two moments are read and written (the gradient with zeros)
@@ -50,13 +49,15 @@ def heads(nodes: Sequence[int], threads: Sequence[int], num_rays: int, limits: L
         node, order = torch.sort(work.node, stable=True)
         direction = work.direction[work.ray[order]]
         features = torch.randn(len(node), 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        packed, twin = make_field(count), make_field(count, "torch")
+        packed, chain, twin = make_field(count), make_field(count), make_field(count, "torch")
+        chain.compute_heads_in(torch.float32)
         loop = TorchLoop.for_workload(packed, work)
         weights = sum(a * b for sizes in (packed.density_sizes, packed.colour_sizes) for a, b in pairwise(sizes))
         candidates = [
-            Candidate("ours", _heads(packed, features, direction, node)),
+            Candidate("ours", _heads(packed, features, work, node, order)),
+            Candidate("torch, packed", _heads(chain, features, work, node, order)),
             Candidate("torch loop", _loop_heads(loop, features, direction, work)),
-            Candidate("torch twin", _heads(twin, features, direction, node), rounds=TWIN_ROUNDS),
+            Candidate("torch twin", _heads(twin, features, work, node, order), rounds=TWIN_ROUNDS),
         ]
         for used in threads:
             limit = limits.multiply_ms(PASSES * 2.0 * weights * work.num_samples, used)
@@ -112,15 +113,13 @@ def _backward(
     return Candidate(name, run, prepare, rounds=rounds)
 
 
-def _heads(field: Field, features: Tensor, direction: Tensor, node: Tensor) -> Callable[[], None]:
-    bounds = segment_bounds(node, field.num_nodes)
-    mlp = packed_mlp_reference if field.encoder.name == "torch" else packed_mlp
+def _heads(field: Field, features: Tensor, work: Workload, node: Tensor, order: Tensor) -> Callable[[], None]:
+    ray, looks = work.ray[order], work.direction.new_zeros(work.num_rays, 0)
 
     def run() -> None:
         features.grad = None
-        raw = mlp(field.density_weights, features, bounds, field.density_sizes)
-        rgb = field.colour(raw[:, 1:], direction, raw.new_zeros(len(node), 0), node)
-        (trunc_exp(raw[:, 0]).sum() + rgb.sum()).backward()
+        sigma, rgb = field.radiance_of(features, node, work.direction, looks, ray)
+        (sigma.sum() + rgb.sum()).backward()
 
     return run
 

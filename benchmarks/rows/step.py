@@ -37,10 +37,10 @@ class PackedStep:
         node, order = torch.sort(work.node, stable=True)
         back = torch.argsort(order)
         ray = work.ray[order]
-        sigma, geo = self.field.density(work.local[order], node)
+        looks = work.direction.new_zeros(work.num_rays, 0)
+        sigma, rgb = self.field.radiance(work.local[order], node, work.direction, looks, ray)
         weights, _ = composite(sigma[back], work.delta, work.ray, work.num_rays)
-        rgb = self.field.colour(geo, work.direction, geo.new_zeros(work.num_rays, 0), node, ray)[back]
-        return (along_rays(weights, rgb, work.ray, work.num_rays) - work.target).square().mean()
+        return (along_rays(weights, rgb[back], work.ray, work.num_rays) - work.target).square().mean()
 
     def step(self, work: Workload) -> None:
         """One training step."""

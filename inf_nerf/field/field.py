@@ -63,6 +63,7 @@ class Field:
         self._leaves = {"table": self.tables, "density": self.density_weights, "colour": self.colour_weights}
         self._parameters: dict[int, dict[str, nn.Parameter]] = {}
         self._mlp = packed_mlp_reference if self.encoder.name == "torch" else packed_mlp
+        self._fused = self.encoder.name == "numba"
         for index, key in enumerate(self.keys.tolist()):
             self.load_state(index, self._initial(seed, key))
 
@@ -84,6 +85,7 @@ class Field:
     def compute_heads_in(self, precision: torch.dtype) -> None:
         """Products and activations of the heads get this precision from now on; values and gradients stay float32."""
         self._mlp = partial(packed_mlp, precision=precision)
+        self._fused = False
 
     def density(
         self,
@@ -92,10 +94,36 @@ class Field:
         features: Tensor | None = None,  # [Q, L * F] of the same positions, if they are at hand
     ) -> tuple[Tensor, Tensor]:  # [Q], [Q, G]
         """Density per unit of scene length, and the geometry features that the colour is computed from."""
-        bounds = self._bounds(node)
+        return self._density_of(self.encoder(self.spec, self.tables, xyz, node, features), self._bounds(node))
+
+    def radiance(
+        self,
+        xyz: Tensor,  # [Q, 3] in the node's own [0, 1]
+        node: Tensor,  # [Q] int64, ascending
+        direction: Tensor,  # [R, 3] unit, of rays
+        appearance: Tensor,  # [R, A]
+        ray: Tensor,  # [Q] int64
+        features: Tensor | None = None,  # [Q, L * F] of the same positions, if they are at hand
+    ) -> tuple[Tensor, Tensor]:  # [Q], [Q, 3]
+        """Density per unit of scene length, and sRGB-encoded colour in [0, 1] seen along the rays' directions."""
         features = self.encoder(self.spec, self.tables, xyz, node, features)
-        raw = self._mlp(self.density_weights, features, bounds, self.density_sizes)  # [Q, 1 + G]
-        return trunc_exp(raw[:, 0] + self.density_bias), raw[:, 1:]
+        return self.radiance_of(features, node, direction, appearance, ray)
+
+    def radiance_of(
+        self, features: Tensor, node: Tensor, direction: Tensor, appearance: Tensor, ray: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`radiance` from the features [Q, L * F]: the heads alone."""
+        bounds = self._bounds(node)
+        if self._fused:
+            from inf_nerf.field import numba_heads
+
+            weights = (self.density_weights, self.colour_weights, self.density_sizes, self.colour_sizes)
+            given = self.colour_given(direction, appearance)
+            return numba_heads.radiance(
+                features, given, node, ray, *weights, self.density_bias, self.config.appearance_dim
+            )
+        sigma, geo = self._density_of(features, bounds)
+        return sigma, self._colour_of(geo, direction, appearance, ray, bounds)
 
     def colour(
         self,
@@ -103,22 +131,26 @@ class Field:
         direction: Tensor,  # [R, 3] unit, of rays
         appearance: Tensor,  # [R, A]
         node: Tensor,  # [Q] int64, ascending
-        ray: Tensor | None = None,  # [Q] int64; None: every sample has a ray of its own, in the same order
+        ray: Tensor,  # [Q] int64
     ) -> Tensor:  # [Q, 3]
         """sRGB-encoded colour in [0, 1] seen along ``direction``."""
-        bounds = self._bounds(node)
-        given = self.colour_given(direction, appearance)
-        if ray is not None:
-            given = given.index_select(0, ray)
+        return self._colour_of(geo, direction, appearance, ray, self._bounds(node))
+
+    def colour_given(self, direction: Tensor, appearance: Tensor) -> Tensor:
+        """What the colour head is given beside geometry [R, C - G]: appearance [R, A], harmonics of directions [R, 3]
+        and ones."""
+        ones = appearance.new_ones(1, self._padding).expand(len(appearance), -1)
+        return torch.cat([appearance, spherical_harmonics(direction.detach()), ones], dim=-1)
+
+    def _density_of(self, features: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
+        raw = self._mlp(self.density_weights, features, bounds, self.density_sizes)  # [Q, 1 + G]
+        return trunc_exp(raw[:, 0] + self.density_bias), raw[:, 1:]
+
+    def _colour_of(self, geo: Tensor, direction: Tensor, appearance: Tensor, ray: Tensor, bounds: Tensor) -> Tensor:
+        given = self.colour_given(direction, appearance).index_select(0, ray)
         # Unbounded geometry features led to NaN after long trainings in the authors' code; hence the sigmoid.
         given = torch.cat([torch.sigmoid(geo), given], dim=-1)
         return torch.sigmoid(self._mlp(self.colour_weights, given, bounds, self.colour_sizes))
-
-    def colour_given(self, direction: Tensor, appearance: Tensor) -> Tensor:
-        """What the colour head is given beside geometry [R, C - G]: harmonics of directions [R, 3], appearance [R, A]
-        and ones."""
-        ones = appearance.new_ones(1, self._padding).expand(len(appearance), -1)
-        return torch.cat([spherical_harmonics(direction.detach()), appearance, ones], dim=-1)
 
     def requires_grad_(self, flag: bool) -> "Field":
         """Train (True) or freeze (False) every node; a frozen field passes gradients on but collects none."""

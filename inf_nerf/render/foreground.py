@@ -69,10 +69,10 @@ def shaded(
     node, order = torch.sort(samples.node, stable=True)
     back = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
     xyz = octree.to_local(samples.xyz.index_select(0, order), node)
-    sigma, geo = field.density(xyz, node, lit.features.index_select(0, order))
+    ray = samples.ray.index_select(0, order)
+    sigma, rgb = field.radiance(xyz, node, direction, looks, ray, lit.features.index_select(0, order))
     weights, light = composite(sigma.index_select(0, back), lit.delta, samples.ray, len(direction))
-    rgb = field.colour(geo, direction, looks, node, samples.ray.index_select(0, order)).index_select(0, back)
-    return _summed(samples, rgb, weights, light, octree, lit.num_asked), weights
+    return _summed(samples, rgb.index_select(0, back), weights, light, octree, lit.num_asked), weights
 
 
 @torch.no_grad()

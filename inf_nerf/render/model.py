@@ -229,7 +229,6 @@ class Model:
         xyz = samples.xyz.reshape(-1, 3)
         ray = torch.arange(len(which), device=xyz.device).repeat_interleave(count)
         node = torch.full((len(xyz),), self.background, dtype=torch.int64, device=xyz.device)
-        sigma, geo = self.field.density(xyz, node)
-        rgb = self.field.colour(geo, rays.direction[which], looks[which], node, ray)
+        sigma, rgb = self.field.radiance(xyz, node, rays.direction[which], looks[which], ray)
         weights, _ = composite(sigma.clamp_min(1e-6), samples.delta.reshape(-1), ray, len(which))
         return behind.index_copy(0, which, along_rays(weights, rgb, ray, len(which))), beyond

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from inf_nerf.field.field import Field
 from inf_nerf.field.numba_grid import interpolation, levels, prefetch
-from inf_nerf.field.numba_heads import apply, relu, sigmoid
 from inf_nerf.field.occupancy import Occupancy
+from inf_nerf.field.vector_code import LANES, apply, relus, sigmoids
 from inf_nerf.octree.topology import Octree
 from inf_nerf.render.compositing import DARK, OPAQUE_DEPTH
 from inf_nerf.render.empty_space import EmptySpace
@@ -172,7 +172,7 @@ def _kernels(
         ray, t, node = np.empty(room, np.int64), np.empty(room, np.float32), np.empty(room, np.int64)
         foreign, ends = np.empty(room, np.bool_), np.empty(room, np.bool_)
         features = np.empty((room, wide), np.float32)
-        inner, head = np.empty(density_hidden, np.float32), np.empty(density_out, np.float32)
+        inner, head = np.empty(density_hidden + LANES, np.float32), np.empty(density_out, np.float32)
         rows, shares = np.empty((len(grid.scales), 8), np.int64), np.empty((len(grid.scales), 8), np.float32)
         count = 0
         for r in range(first, last):
@@ -212,7 +212,7 @@ def _kernels(
                     if is_occupied(x, y, z, at, grids):
                         _encode(x, y, z, at, per_level, grid, weights.tables, rows, shares, features[count])
                         apply(wide, density_hidden, weights.density[at], 0, features[count], inner)
-                        relu(inner, density_hidden)
+                        relus(inner, 0, density_hidden)
                         apply(density_hidden, density_out, weights.density[at], wide * density_hidden, inner, head)
                         depth += min(np.exp(head[0] + weights.bias) * (distance * step_share), OPAQUE_DEPTH)
                         ray[count], t[count], node[count], foreign[count] = r, distance, at, stands_in
@@ -228,12 +228,12 @@ def _kernels(
         """Per ray [7]: colour, distance, level, foreign, light left; per node: share, touched; samples."""
         result = np.zeros((last - first, 7), np.float32)
         share, touched = np.zeros(len(tree.gsd)), np.zeros(len(tree.gsd), np.bool_)
-        features, inner = np.empty(wide, np.float32), np.empty(density_hidden, np.float32)
+        features, inner = np.empty(wide, np.float32), np.empty(density_hidden + LANES, np.float32)
         rows, shares = np.empty((len(grid.scales), 8), np.int64), np.empty((len(grid.scales), 8), np.float32)
         head, second_head = np.empty(density_out, np.float32), np.empty(density_out, np.float32)
         base, activation = np.empty(hidden, np.float32), np.empty(hidden, np.float32)
-        last_hidden, geo = np.empty(hidden, np.float32), np.empty(num_geo, np.float32)
-        rgb = np.empty(3, np.float32)
+        last_hidden, geo = np.empty(hidden + LANES, np.float32), np.empty(num_geo + LANES, np.float32)
+        rgb = np.empty(LANES, np.float32)
         second_layer = colour_sizes[0] * hidden
         third_layer = second_layer + hidden * hidden
         count = 0
@@ -283,7 +283,7 @@ def _kernels(
                         a, b, c = local(x, y, z, which, tree)
                         _encode(a, b, c, which, per_level, grid, weights.tables, rows, shares, features)
                         apply(wide, density_hidden, weights.density[which], 0, features, inner)
-                        relu(inner, density_hidden)
+                        relus(inner, 0, density_hidden)
                         apply(density_hidden, density_out, weights.density[which], wide * density_hidden, inner, head)
                         sigma = np.exp(head[0] + weights.bias)
                         if turn == 0 and mix > 0:
@@ -302,7 +302,8 @@ def _kernels(
                         for turn in range(2 if mix > 0 else 1):
                             which, own = (second, second_head) if turn == 0 and mix > 0 else (at, head)
                             for i in range(num_geo):
-                                geo[i] = sigmoid(own[i + 1])
+                                geo[i] = own[i + 1]
+                            sigmoids(geo, 0, num_geo)
                             if which != base_of:  # what the direction and the appearance of the ray add
                                 apply(num_given, hidden, weights.colour[which], num_geo * hidden, given[r], base)
                                 base_of = which
@@ -310,13 +311,14 @@ def _kernels(
                             for i in range(hidden):
                                 activation[i] = max(activation[i] + base[i], np.float32(0))
                             apply(hidden, hidden, weights.colour[which], second_layer, activation, last_hidden)
-                            relu(last_hidden, hidden)
+                            relus(last_hidden, 0, hidden)
                             apply(hidden, 3, weights.colour[which], third_layer, last_hidden, rgb)
                             part = weight
                             if mix > 0:
                                 part *= (second_sigma if turn == 0 else sigma) / max(total, np.float32(1e-20))
+                            sigmoids(rgb, 0, 3)
                             for i in range(3):
-                                out[i] += part * sigmoid(rgb[i])
+                                out[i] += part * rgb[i]
                     out[3] += weight * distance
                     out[4] += weight * tree.level[at]
                     if stands_in:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 SMALLEST_MSE = 1e-10  # a perfect picture scores 100 dB instead of infinity, which JSON cannot hold
 SSIM_WINDOW = 11  # side in pixels of the Gaussian window with standard deviation 1.5
@@ -36,12 +35,14 @@ def image_scores(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Im
     disturb their neighbours.  A picture with a side below 11 px is extended to 11 px by repeating its last row or
     column, in both pictures alike, and only its own pixels are averaged.  Raises ValueError where no pixel counts.
     """
+    # here, because it brings scipy along: seconds that every process of a training would wait for at its start
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     _check(pred, target, mask)
     if mask is None:
         mask = torch.ones(pred.shape[:2], dtype=torch.bool)
     counted = pred[mask], target[mask]
     error = float((counted[0] - counted[1]).double().square().mean())
-    decibel = psnr(error) if error <= SMALLEST_MSE else float(peak_signal_noise_ratio(*counted, data_range=1.0))
     height, width = mask.shape
     neutral = counted[1].mean(dim=0)  # [3]
     pair = torch.where(mask[..., None], torch.stack([pred, target]), neutral)  # [2, h, w, 3]
@@ -50,7 +51,7 @@ def image_scores(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Im
     pair = functional.pad(pair, missing, mode="replicate")
     result = structural_similarity_index_measure(pair[:1], pair[1:], data_range=1.0, return_full_image=True)
     similarity = result[1][0, :, :height, :width].mean(dim=0)  # [h, w]
-    return ImageScores(decibel, float(similarity[mask].double().mean()))
+    return ImageScores(psnr(error), float(similarity[mask].double().mean()))
 
 
 def colour_corrected(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -42,7 +42,7 @@ def evaluate(field: Field, node: Tensor = NODE) -> tuple[Tensor, Tensor, Tensor]
     xyz, direction, appearance = make_samples(node)
     appearance.requires_grad_()
     sigma, geo = field.density(xyz, node)
-    return sigma, field.colour(geo, direction, appearance, node), appearance
+    return sigma, field.colour(geo, direction, appearance, node, torch.arange(len(node))), appearance
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -93,7 +93,7 @@ def test_positions_and_directions_get_no_gradient() -> None:
     xyz, direction, appearance = (tensor.requires_grad_() for tensor in make_samples(NODE))
 
     sigma, geo = field.density(xyz, NODE)
-    (sigma.sum() + field.colour(geo, direction, appearance, NODE).sum()).backward()
+    (sigma.sum() + field.colour(geo, direction, appearance, NODE, torch.arange(len(NODE))).sum()).backward()
 
     assert xyz.grad is None and direction.grad is None and appearance.grad is not None
 
@@ -207,8 +207,8 @@ def test_a_node_answers_the_same_alone_and_among_others() -> None:
 
     torch.testing.assert_close(sigma[mine], sigma_alone)
     torch.testing.assert_close(
-        field.colour(geo, direction, appearance, NODE)[mine],
-        alone.colour(geo_alone, direction[mine], appearance[mine], node),
+        field.colour(geo, direction, appearance, NODE, torch.arange(len(NODE)))[mine],
+        alone.colour(geo_alone, direction[mine], appearance[mine], node, torch.arange(len(node))),
     )
 
 
@@ -220,7 +220,7 @@ def test_samples_of_a_ray_share_its_direction_and_appearance() -> None:
     _, geo = field.density(xyz, NODE)
     geo = geo.detach()
     found = field.colour(geo, direction[:3], shared, NODE, ray)
-    expected = field.colour(geo, direction[ray], own[ray], NODE)
+    expected = field.colour(geo, direction[ray], own[ray], NODE, torch.arange(len(NODE)))
     torch.testing.assert_close(found, expected)
     found.square().sum().backward()
     expected.square().sum().backward()

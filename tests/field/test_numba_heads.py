@@ -1,42 +1,119 @@
-"""The compiled product of a vector and a matrix, against numpy."""
+"""Both heads in one compiled pass, against the chain of torch operations."""
 
-import numpy as np
+from typing import Any
+
 import pytest
-from numba import njit
+import torch
+from torch import Tensor
 
-from inf_nerf.field.numba_heads import apply, relu, sigmoid
+from inf_nerf.config import FieldConfig
+from inf_nerf.field.field import Field
 
-
-def product(wide: int, out: int):
-    @njit
-    def run(weights, first, given, result):
-        apply(wide, out, weights, first, given, result)
-
-    return run
-
-
-@pytest.mark.parametrize(("wide", "out"), [(16, 32), (32, 16), (15, 64), (33, 70), (5, 1), (1, 3), (64, 3), (7, 13)])
-def test_product_is_that_of_numpy(wide: int, out: int) -> None:
-    random = np.random.default_rng(wide)
-    weights = random.standard_normal(10 + wide * out + 5, dtype=np.float32)
-    given = random.standard_normal(wide, dtype=np.float32)
-    result = np.full(out + 2, 7, np.float32)
-    run = product(wide, out)
-    for _ in range(2):  # nothing is left over from one call to the next
-        run(weights, 10, given, result)
-        expected = given @ weights[10 : 10 + wide * out].reshape(wide, out)
-        np.testing.assert_allclose(result[:out], expected, rtol=1e-5, atol=1e-5)
-    assert result[out:].tolist() == [7, 7]
+SIZES: list[dict[str, Any]] = [
+    {},
+    {"hidden_density": 20, "hidden_color": 11, "geo_features": 6, "appearance_dim": 3},
+    {"appearance_dim": 0, "hidden_color": 32},
+]
 
 
-def test_activations() -> None:
-    @njit
-    def run(values):
-        relu(values, 2)
-        return sigmoid(values[2]), sigmoid(np.float32(-200)), sigmoid(np.float32(200))
+def pair(backends: tuple[str, str] = ("numba", "torch"), **settings: Any) -> tuple[Field, Field]:
+    """The same field of five nodes twice."""
+    fields = []
+    for backend in backends:
+        config = FieldConfig.model_validate(
+            {"num_levels": 4, "log2_table_size": 9, "max_res": 64, "appearance_dim": 5, **settings, "backend": backend}
+        )
+        field = Field(config, torch.arange(1, 6), seed=3)
+        field.tables.data.mul_(10_000)
+        fields.append(field)
+    return fields[0], fields[1]
 
-    values = np.array([-1, 2, -3], np.float32)
-    found, low, high = run(values)
-    assert values.tolist() == [0, 2, -3]
-    assert found == pytest.approx(1 / (1 + np.exp(3)), rel=1e-6)
-    assert (low, high) == (0, 1)
+
+def inputs(counts: list[int], appearance: int, num_rays: int = 30) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    total = sum(counts)
+    return {
+        "xyz": torch.rand(total, 3, generator=generator),
+        "node": torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
+        "direction": torch.nn.functional.normalize(torch.randn(num_rays, 3, generator=generator), dim=1),
+        "appearance": torch.randn(num_rays, appearance, generator=generator).requires_grad_(),
+        "ray": torch.randint(num_rays, (total,), generator=generator),
+    }
+
+
+def run(field: Field, given: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Density, colour, and the gradients of something that depends on every number of them."""
+    given = given | {"appearance": given["appearance"].detach().clone().requires_grad_()}
+    sigma, rgb = field.radiance(**given)
+    generator = torch.Generator().manual_seed(2)
+    factors = torch.randn(len(sigma), 4, generator=generator)
+    ((torch.log1p(sigma) * factors[:, 0]).sum() + (rgb * factors[:, 1:]).sum()).backward()
+    leaves = [field.tables, field.density_weights, field.colour_weights, given["appearance"]]
+    return sigma.detach(), rgb.detach(), [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("settings", SIZES)
+@pytest.mark.parametrize("counts", [[300, 0, 1, 700, 130], [0, 0, 1200, 0, 0], [5, 4, 3, 2, 1]])
+def test_values_and_gradients_equal_the_chain(counts: list[int], settings: dict[str, Any], threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        fused, chain = pair(**settings)
+        given = inputs(counts, fused.config.appearance_dim)
+        sigma, rgb, gradients = run(fused, given)
+        expected_sigma, expected_rgb, expected = run(chain, given)
+        torch.testing.assert_close(sigma, expected_sigma, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(rgb, expected_rgb, rtol=1e-4, atol=1e-5)
+        assert len(gradients) == len(expected) >= 3
+        for found, wanted in zip(gradients, expected, strict=True):
+            assert float((found - wanted).norm()) <= 1e-4 * float(wanted.norm())
+        assert fused.touched.tolist() == [count > 0 for count in counts]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_gradients_accumulate_and_repeat_to_the_bit() -> None:
+    field, _ = pair()
+    given = inputs([200, 100, 0, 50, 9], 5)
+    _, _, first = run(field, given)
+    once = [gradient.clone() for gradient in first]
+    field.clear_gradients()
+    _, _, again = run(field, given)
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+    _, _, twice = run(field, given)
+    for index in range(3):
+        torch.testing.assert_close(twice[index], 2 * once[index], rtol=1e-5, atol=1e-6)
+
+
+def test_a_frozen_field_passes_gradients_on_and_collects_none() -> None:
+    field, chain = pair()
+    given = inputs([200, 100, 0, 50, 9], 5)
+    found = []
+    for each in (field, chain):
+        each.requires_grad_(False)
+        looks = given["appearance"].detach().clone().requires_grad_()
+        sigma, rgb = each.radiance(**(given | {"appearance": looks}))
+        (rgb.square().sum() + sigma.sum()).backward()
+        found.append(looks.grad)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+    assert float(found[0].norm()) > 0
+    assert field.colour_weights.grad is not None
+    assert not field.colour_weights.grad.any() and not field.touched.any()
+
+
+def test_no_samples() -> None:
+    field, _ = pair()
+    sigma, rgb, gradients = run(field, inputs([0, 0, 0, 0, 0], 5))
+    assert sigma.shape == (0,) and rgb.shape == (0, 3)
+    assert not any(gradient.any() for gradient in gradients)
+
+
+def test_lower_precision_takes_the_chain() -> None:
+    field, chain = pair()
+    field.compute_heads_in(torch.bfloat16)
+    given = inputs([200, 100, 0, 50, 9], 5)
+    _, rgb, _ = run(field, given)
+    _, exact, _ = run(chain, given)
+    difference = float((rgb - exact).abs().max())
+    assert 1e-5 < difference < 0.05

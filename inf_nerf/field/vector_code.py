@@ -1,0 +1,246 @@
+"""Pieces of machine code that numba does not write by itself: products of small matrices, and exponentials.
+
+Each is an intrinsic that says its loop in LLVM's own vectors of LANES numbers, which fit any processor, so that a
+compiled loop multiplies at the rate of a tuned library without leaving it.  All arrays are contiguous float32 and given
+flat, with the index of the first number; nothing checks that they are long enough.  The widths of matrices have to be
+constants when the caller is compiled.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LANES = 8  # numbers of one vector; LLVM splits it where registers are shorter
+ROWS, VECTORS = 4, 2  # of the result that are held in registers at once
+CHAINS = 8  # sums under way at once for a single row, to hide the time that one multiplication takes
+INDEX, LANE, FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
+
+
+def _product(
+    typing: Any,
+    columns: Any,  # of the result
+    add: Any,  # 1: the result is added to what is there, 0: it replaces that
+    rows: Any,  # of the result
+    inner: Any,
+    a: Any,
+    a_first: Any,
+    a_row: Any,  # distance of two rows
+    a_column: Any,  # distance of two columns, so that a transposed matrix can be read in place
+    b: Any,  # columns follow each other
+    b_first: Any,
+    b_row: Any,
+    c: Any,
+    c_first: Any,
+    c_row: Any,
+) -> Any:
+    """``c[rows, columns] (+)= a[rows, inner] @ b[inner, columns]``."""
+    width, adds = columns.literal_value, bool(add.literal_value)
+    index = types.int64
+    signature = types.void(columns, add, index, index, a, index, index, index, b, index, index, c, index, index)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def start(position: int) -> Any:
+            array = context.make_array(signature.args[position])(context, builder, arguments[position])
+            return builder.gep(array.data, [arguments[position + 1]])
+
+        _, _, height, depth = arguments[:4]
+        matrices = _Matrices(
+            builder, start(4), arguments[6], arguments[7], start(8), arguments[10], start(11), arguments[13], adds
+        )
+        pieces = [(at, min(LANES, width - at)) for at in range(0, width, LANES)]
+        blocks = builder.udiv(height, _index(ROWS))
+        with cgutils.for_range(builder, blocks) as loop:
+            row = builder.mul(loop.index, _index(ROWS))
+            for group in range(0, len(pieces), VECTORS):
+                matrices.tile(row, ROWS, depth, pieces[group : group + VECTORS])
+        done = builder.mul(blocks, _index(ROWS))
+        with cgutils.for_range(builder, builder.sub(height, done)) as loop:
+            row = builder.add(done, loop.index)
+            for group in range(0, len(pieces), CHAINS):
+                matrices.tile(row, 1, depth, pieces[group : group + CHAINS])
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+class _Matrices:
+    """Writes the code of one product."""
+
+    def __init__(
+        self, builder: Any, a: Any, a_row: Any, a_column: Any, b: Any, b_row: Any, c: Any, c_row: Any, adds: bool
+    ) -> None:
+        self.builder, self.adds = builder, adds
+        self.a, self.a_row, self.a_column = a, a_row, a_column
+        self.b, self.b_row = b, b_row
+        self.c, self.c_row = c, c_row
+
+    def tile(self, first_row: Any, rows: int, depth: Any, pieces: list[tuple[int, int]]) -> None:
+        """Rows ``first_row`` on of the result, columns of ``pieces``, each (first column, lanes)."""
+        builder = self.builder
+        kinds = [ir.VectorType(FLOAT, lanes) for _, lanes in pieces]
+        lines = [builder.add(first_row, _index(row)) for row in range(rows)]
+        targets = [builder.gep(self.c, [builder.mul(line, self.c_row)]) for line in lines]
+        sums = [[cgutils.alloca_once(builder, kind) for kind in kinds] for _ in lines]
+        for target, row_of_sums in zip(targets, sums, strict=True):
+            for (column, _), kind, place in zip(pieces, kinds, row_of_sums, strict=True):
+                value = _load(builder, target, column, kind) if self.adds else _constant(kind, 0.0)
+                builder.store(value, place)
+        factors = [builder.gep(self.a, [builder.mul(line, self.a_row)]) for line in lines]
+        with cgutils.for_range(builder, depth) as loop:
+            line = builder.gep(self.b, [builder.mul(loop.index, self.b_row)])
+            entries = [_load(builder, line, column, kind) for (column, _), kind in zip(pieces, kinds, strict=True)]
+            at = builder.mul(loop.index, self.a_column)
+            for factor, row_of_sums in zip(factors, sums, strict=True):
+                number = builder.load(builder.gep(factor, [at]))
+                for entry, kind, place in zip(entries, kinds, row_of_sums, strict=True):
+                    term = builder.fmul(entry, _spread(builder, number, kind), flags=("contract",))
+                    builder.store(builder.fadd(term, builder.load(place), flags=("contract",)), place)
+        for target, row_of_sums in zip(targets, sums, strict=True):
+            for (column, _), kind, place in zip(pieces, kinds, row_of_sums, strict=True):
+                builder.store(builder.load(place), _pointer(builder, target, column, kind), align=4)
+
+
+def _apply(typing: Any, wide: Any, columns: Any, weights: Any, first: Any, given: Any, result: Any) -> Any:
+    """``result[:columns] = given[:wide] @ weights[first:].reshape(-1, columns)[:wide]``; both widths are constants.
+
+    A product for one row: several rows of the matrix are summed up side by side, to hide what a multiplication takes.
+    """
+    height, width = wide.literal_value, columns.literal_value
+    signature = types.void(wide, columns, weights, types.int64, given, result)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def start(position: int) -> Any:
+            return context.make_array(signature.args[position])(context, builder, arguments[position]).data
+
+        matrix = builder.gep(start(2), [arguments[3]])
+        pieces = [(at, min(LANES, width - at)) for at in range(0, width, LANES)]
+        for group in range(0, len(pieces), CHAINS):
+            _one_row(builder, matrix, start(4), start(5), height, width, pieces[group : group + CHAINS])
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _one_row(
+    builder: Any, matrix: Any, vector: Any, target: Any, height: int, width: int, pieces: list[tuple[int, int]]
+) -> None:
+    kinds = [ir.VectorType(FLOAT, lanes) for _, lanes in pieces]
+    together = min(max(1, CHAINS // len(pieces)), height)
+    sums = [[cgutils.alloca_once(builder, kind) for kind in kinds] for _ in range(together)]
+    for row_of_sums in sums:
+        for kind, place in zip(kinds, row_of_sums, strict=True):
+            builder.store(_constant(kind, 0.0), place)
+
+    def add(row: Any, into: list[Any]) -> None:
+        number = builder.load(builder.gep(vector, [row]))
+        line = builder.gep(matrix, [builder.mul(row, _index(width))])
+        for (column, _), kind, place in zip(pieces, kinds, into, strict=True):
+            term = builder.fmul(_load(builder, line, column, kind), _spread(builder, number, kind), flags=("contract",))
+            builder.store(builder.fadd(term, builder.load(place), flags=("contract",)), place)
+
+    turns = height // together
+    with cgutils.for_range(builder, _index(turns)) as loop:
+        base = builder.mul(loop.index, _index(together))
+        for offset, into in enumerate(sums):
+            add(builder.add(base, _index(offset)), into)
+    for row in range(turns * together, height):
+        add(_index(row), sums[row - turns * together])
+    for number, ((column, _), kind) in enumerate(zip(pieces, kinds, strict=True)):
+        total = builder.load(sums[0][number])
+        for more in sums[1:]:
+            total = builder.fadd(total, builder.load(more[number]))
+        builder.store(total, _pointer(builder, target, column, kind), align=4)
+
+
+def _elementwise(code: Callable[[Any, Any], Any]) -> Any:
+    """An intrinsic ``f(values, first, count)`` that replaces numbers by ``code`` of them, in whole vectors: up to
+    LANES - 1 numbers behind the last are replaced too."""
+
+    def replace(typing: Any, values: Any, first: Any, count: Any) -> Any:
+        signature = types.void(values, types.int64, types.int64)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            array = context.make_array(signature.args[0])(context, builder, arguments[0])
+            start, kind = builder.gep(array.data, [arguments[1]]), ir.VectorType(FLOAT, LANES)
+            turns = builder.udiv(builder.add(arguments[2], _index(LANES - 1)), _index(LANES))
+            with cgutils.for_range(builder, turns) as loop:
+                place = builder.gep(start, [builder.mul(loop.index, _index(LANES))])
+                value = code(builder, _load(builder, place, 0, kind))
+                builder.store(value, _pointer(builder, place, 0, kind), align=4)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return intrinsic(replace)
+
+
+def _exponential(builder: Any, x: Any) -> Any:
+    """exp of a vector within 2 units in the last place, of values clamped to [-87, 88] (Cephes, expf)."""
+    kind = x.type
+    x = _limit(builder, _limit(builder, x, -87.0, "<"), 88.0, ">")
+    shift = _constant(kind, 12_582_912.0)  # adding 1.5 * 2^23 rounds to an integer
+    turns = builder.fsub(builder.fadd(builder.fmul(x, _constant(kind, 1.4426950408889634)), shift), shift)
+    rest = builder.fsub(x, builder.fmul(turns, _constant(kind, 0.693359375)))
+    rest = builder.fsub(rest, builder.fmul(turns, _constant(kind, -2.12194440e-4)))
+    value = _constant(kind, 1.9875691500e-4)
+    for factor in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1.0, 1.0):
+        value = builder.fadd(
+            builder.fmul(value, rest, flags=("contract",)), _constant(kind, factor), flags=("contract",)
+        )
+    bits = ir.VectorType(LANE, kind.count)
+    exponent = builder.add(builder.fptosi(turns, bits), ir.Constant(bits, [127] * kind.count))
+    power = builder.bitcast(builder.shl(exponent, ir.Constant(bits, [23] * kind.count)), kind)
+    return builder.fmul(value, power)
+
+
+def _logistic(builder: Any, x: Any) -> Any:
+    """1 / (1 + exp(-x))."""
+    one = _constant(x.type, 1.0)
+    negative = builder.fsub(_constant(x.type, 0.0), x)
+    return builder.fdiv(one, builder.fadd(one, _exponential(builder, negative)))
+
+
+def _positive(builder: Any, x: Any) -> Any:
+    """max(x, 0)."""
+    return _limit(builder, x, 0.0, "<")
+
+
+def _limit(builder: Any, x: Any, limit: float, beyond: str) -> Any:
+    bound = _constant(x.type, limit)
+    return builder.select(builder.fcmp_ordered(beyond, x, bound), bound, x)
+
+
+def _load(builder: Any, base: Any, offset: int, kind: ir.VectorType) -> Any:
+    value = builder.load(_pointer(builder, base, offset, kind))
+    value.align = 4
+    return value
+
+
+def _pointer(builder: Any, base: Any, offset: int, kind: ir.VectorType) -> Any:
+    return builder.bitcast(builder.gep(base, [_index(offset)]), kind.as_pointer())
+
+
+def _spread(builder: Any, number: Any, kind: ir.VectorType) -> Any:
+    """The number in every lane."""
+    empty = ir.Constant(kind, ir.Undefined)
+    first = builder.insert_element(empty, number, ir.Constant(LANE, 0))
+    return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(LANE, kind.count), [0] * kind.count))
+
+
+def _constant(kind: ir.VectorType, value: float) -> ir.Constant:
+    return ir.Constant(kind, [value] * kind.count)
+
+
+def _index(value: int) -> ir.Constant:
+    return ir.Constant(INDEX, value)
+
+
+apply: Any = intrinsic(prefer_literal=True)(_apply)
+product: Any = intrinsic(prefer_literal=True)(_product)
+exponentials: Any = _elementwise(_exponential)
+sigmoids: Any = _elementwise(_logistic)
+relus: Any = _elementwise(_positive)
