@@ -9,9 +9,8 @@ the number of threads.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +51,29 @@ def radiance(
     )
 
 
+class _Sizes(NamedTuple):
+    """Widths of the layers."""
+
+    features: int
+    inner: int  # the density head's hidden layer
+    out: int  # density and geometry
+    inputs: int  # of the colour head
+    hidden: int  # its two hidden layers
+    learned: int  # inputs from the ray that may need a gradient
+
+
+class _Activations(NamedTuple):
+    """Of a chunk, or their gradients; flat."""
+
+    inner: np.ndarray
+    head: np.ndarray
+    sigma: np.ndarray
+    inputs: np.ndarray
+    one: np.ndarray
+    two: np.ndarray
+    seen: np.ndarray
+
+
 class _Radiance(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -69,28 +91,28 @@ class _Radiance(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         features, given, node, ray = (value.contiguous() for value in (features, given, node, ray))
         sigma, rgb = torch.empty(len(node)), torch.empty(len(node), 3)
-        forward, _ = _kernels(density_sizes, colour_sizes, num_learned)
+        sizes = _Sizes(*density_sizes, *colour_sizes[:2], num_learned)
         _in_threads(
-            forward, len(node), *_flat(features, given, node, ray, density_weights, colour_weights),
+            _forward, len(node), sizes, *_flat(features, given, node, ray, density_weights, colour_weights),
             np.float32(density_bias), *_flat(sigma, rgb),
         )  # fmt: skip
         ctx.save_for_backward(features, given, node, ray, rgb)
-        ctx.weights, ctx.sizes = (density_weights, colour_weights), (density_sizes, colour_sizes, num_learned)
+        ctx.weights, ctx.sizes = (density_weights, colour_weights), sizes
         ctx.density_bias = density_bias
         return sigma, rgb
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         features, given, node, ray, rgb = ctx.saved_tensors
-        num_learned = ctx.sizes[2]
+        num_learned = ctx.sizes.learned
         needs_given = ctx.needs_input_grad[1]
         needs_weights = ctx.needs_input_grad[4]
         grad_features = torch.empty_like(features)
         grad_given = torch.empty(len(node) if needs_given else 0, num_learned)
         sinks = [persistent_gradient(leaf) if needs_weights else leaf.detach()[:0] for leaf in ctx.weights]
-        _, backward = _kernels(*ctx.sizes)
         edges = _in_threads(
-            backward, len(node), *_flat(features, given, node, ray, *ctx.weights), np.float32(ctx.density_bias),
+            _backward, len(node), ctx.sizes, *_flat(features, given, node, ray, *ctx.weights),
+            np.float32(ctx.density_bias),
             *_flat(rgb, grad_outputs[0].contiguous(), grad_outputs[1].contiguous(), grad_features, grad_given, *sinks),
         )  # fmt: skip
         for nodes, *parts in edges if needs_weights else ():
@@ -132,26 +154,26 @@ def _chunk_end(node, start, last):
 @njit(inline="always")
 def _layer(n, wide, out, x, at, weights, first, y):
     """y [n, out] = x [n, wide] @ weights [wide, out]."""
-    product(out, 0, n, wide, x, at, wide, 1, weights, first, out, y, 0, out)
+    product(n, out, wide, x, at, wide, 1, weights, first, out, y, 0, out, False)
 
 
 @njit(inline="always")
 def _learn(n, wide, out, x, at, grad_y, sink, first):
     """Adds x^T @ grad_y to the gradient of a layer's weights [wide, out]."""
-    product(out, 1, wide, n, x, at, 1, wide, grad_y, 0, out, sink, first, out)
+    product(wide, out, n, x, at, 1, wide, grad_y, 0, out, sink, first, out, True)
 
 
 @njit(inline="always")
 def _back(n, wide, out, grad_y, turned, first, all_wide, grad_x, at):
     """grad_x [n, wide] = grad_y [n, out] @ turned [out, all_wide], the first columns of it."""
-    product(wide, 0, n, out, grad_y, 0, out, 1, turned, first, all_wide, grad_x, at, wide)
+    product(n, wide, out, grad_y, 0, out, 1, turned, first, all_wide, grad_x, at, wide, False)
 
 
 @njit(inline="always")
-def _transpose(weights, first, rows, columns, result):
+def _transpose(weights, first, rows, columns, result, at):
     for i in range(rows):
         for j in range(columns):
-            result[j * rows + i] = weights[first + i * columns + j]
+            result[at + j * rows + i] = weights[first + i * columns + j]
 
 
 @njit(inline="always")
@@ -168,130 +190,173 @@ def _mask(gradient, activation, count):
             gradient[i] = np.float32(0)
 
 
-@cache
-def _kernels(
-    density_sizes: tuple[int, ...], colour_sizes: tuple[int, ...], num_learned: int
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Forward and backward of samples first to last, compiled for the widths of the heads."""
-    wide, density_hidden, density_out = density_sizes
-    colour_wide, hidden = colour_sizes[:2]
-    num_geo = density_out - 1
-    num_given = colour_wide - num_geo
-    num_back = num_geo + num_learned  # leading inputs of the colour head that need a gradient
-    second, density_count = wide * density_hidden, wide * density_hidden + density_hidden * density_out
-    third = colour_wide * hidden  # first weight of the second layer of colour
-    fourth = third + hidden * hidden
-    colour_count = fourth + hidden * 3
+@njit(inline="always")
+def _counts(sizes):
+    """First weight of the density's second layer, all of density; of colour's second and third layer, all of colour."""
+    second = sizes.features * sizes.inner
+    third = sizes.inputs * sizes.hidden
+    fourth = third + sizes.hidden * sizes.hidden
+    return second, second + sizes.inner * sizes.out, third, fourth, fourth + sizes.hidden * 3
 
-    @njit(inline="always")
-    def activate(start, n, at, features, given, ray, density, colour, bias, inner, head, sigmas, inputs, one, two):
-        """Everything up to the last hidden layer of a chunk of node ``at``."""
-        own, its = at * density_count, at * colour_count
-        _layer(n, wide, density_hidden, features, start * wide, density, own, inner)
-        relus(inner, 0, n * density_hidden)
-        _layer(n, density_hidden, density_out, inner, 0, density, own + second, head)
+
+@njit
+def _room(sizes):
+    """Activations of a chunk; vectors may reach a little behind the last number."""
+    return _Activations(
+        np.zeros(CHUNK * sizes.inner + LANES, np.float32),
+        np.zeros(CHUNK * sizes.out + LANES, np.float32),
+        np.zeros(CHUNK + LANES, np.float32),
+        np.zeros(CHUNK * sizes.inputs + LANES, np.float32),
+        np.zeros(CHUNK * sizes.hidden + LANES, np.float32),
+        np.zeros(CHUNK * sizes.hidden + LANES, np.float32),
+        np.zeros(CHUNK * LANES, np.float32),
+    )
+
+
+@njit
+def _activate(start, n, at, sizes, features, given, ray, density, colour, bias, x):
+    """All layers but the last of ``n`` samples of node ``at``, into the activations ``x``."""
+    second, density_count, third, _, colour_count = _counts(sizes)
+    own, its = at * density_count, at * colour_count
+    num_geo = sizes.out - 1
+    num_given = sizes.inputs - num_geo
+    _layer(n, sizes.features, sizes.inner, features, start * sizes.features, density, own, x.inner)
+    relus(x.inner, 0, n * sizes.inner)
+    _layer(n, sizes.inner, sizes.out, x.inner, 0, density, own + second, x.head)
+    for q in range(n):
+        x.sigma[q] = x.head[q * sizes.out] + bias
+        line = q * sizes.inputs
+        for j in range(num_geo):
+            x.inputs[line + j] = x.head[q * sizes.out + 1 + j]
+        sigmoids(x.inputs, line, num_geo)  # reaches into what is written next
+        row = ray[start + q] * num_given
+        for j in range(num_given):
+            x.inputs[line + num_geo + j] = given[row + j]
+    _layer(n, sizes.inputs, sizes.hidden, x.inputs, 0, colour, its, x.one)
+    relus(x.one, 0, n * sizes.hidden)
+    _layer(n, sizes.hidden, sizes.hidden, x.one, 0, colour, its + third, x.two)
+    relus(x.two, 0, n * sizes.hidden)
+
+
+@njit(nogil=True, cache=True)
+def _forward(first, last, sizes, features, given, node, ray, density, colour, bias, sigma, rgb):
+    """Density and colour of samples first to last."""
+    _, _, _, fourth, colour_count = _counts(sizes)
+    x = _room(sizes)
+    outer = np.zeros(sizes.hidden * LANES, np.float32)  # the last layer, three columns of a whole vector
+    before = -1
+    start = first
+    while start < last:
+        stop = _chunk_end(node, start, last)
+        n, at = stop - start, node[start]
+        if at != before:
+            before = at
+            for i in range(sizes.hidden):
+                outer[i * LANES : i * LANES + 3] = colour[at * colour_count + fourth + 3 * i :][:3]
+        _activate(start, n, at, sizes, features, given, ray, density, colour, bias, x)
+        _layer(n, sizes.hidden, LANES, x.two, 0, outer, 0, x.seen)
+        sigmoids(x.seen, 0, n * LANES)
+        exponentials(x.sigma, 0, n)
         for q in range(n):
-            sigmas[q] = head[q * density_out] + bias
+            sigma[start + q] = x.sigma[q]
+            for c in range(3):
+                rgb[3 * (start + q) + c] = x.seen[q * LANES + c]
+        start = stop
+
+
+@njit(nogil=True, cache=True)
+def _backward(
+    first, last, sizes, features, given, node, ray, density, colour, bias, rgb,
+    grad_sigma, grad_rgb, grad_features, grad_given, density_sink, colour_sink,
+):  # fmt: skip
+    """Gradients of samples first to last.
+
+    Returns the nodes [2] that the range shares with the one before and the one behind, -1 for none, and the gradients
+    of their weights, which are not written.
+    """
+    second, density_count, third, fourth, colour_count = _counts(sizes)
+    num_geo = sizes.out - 1
+    num_back = min((num_geo + sizes.learned + LANES - 1) // LANES * LANES, sizes.inputs)
+    x, grad = _room(sizes), _room(sizes)
+    density_turned, colour_turned = np.zeros(density_count, np.float32), np.zeros(colour_count, np.float32)
+    density_grad, colour_grad = np.zeros(density_count, np.float32), np.zeros(colour_count, np.float32)
+    outer_grad = np.zeros(sizes.hidden * LANES, np.float32)
+    edge_nodes = np.full(2, -1, np.int64)
+    edge_density, edge_colour = np.zeros((2, density_count), np.float32), np.zeros((2, colour_count), np.float32)
+    before = -1
+    start = first
+    while start < last:
+        stop = _chunk_end(node, start, last)
+        n, at = stop - start, node[start]
+        if at != before:
+            before = at
+            own, its = at * density_count, at * colour_count
+            _transpose(density, own, sizes.features, sizes.inner, density_turned, 0)
+            _transpose(density, own + second, sizes.inner, sizes.out, density_turned, second)
+            _transpose(colour, its, sizes.inputs, sizes.hidden, colour_turned, 0)
+            _transpose(colour, its + third, sizes.hidden, sizes.hidden, colour_turned, third)
+            _transpose(colour, its + fourth, sizes.hidden, 3, colour_turned, fourth)
+            density_grad[:] = 0
+            colour_grad[:] = 0
+            outer_grad[:] = 0
+        _activate(start, n, at, sizes, features, given, ray, density, colour, bias, x)
+        for q in range(n):
+            for c in range(3):
+                shade = rgb[3 * (start + q) + c]
+                grad.seen[q * LANES + c] = grad_rgb[3 * (start + q) + c] * shade * (np.float32(1) - shade)
+        _learn(n, sizes.hidden, LANES, x.two, 0, grad.seen, outer_grad, 0)
+        product(
+            n,
+            sizes.hidden,
+            3,
+            grad.seen,
+            0,
+            LANES,
+            1,
+            colour_turned,
+            fourth,
+            sizes.hidden,
+            grad.two,
+            0,
+            sizes.hidden,
+            False,
+        )
+        _mask(grad.two, x.two, n * sizes.hidden)
+        _learn(n, sizes.hidden, sizes.hidden, x.one, 0, grad.two, colour_grad, third)
+        _back(n, sizes.hidden, sizes.hidden, grad.two, colour_turned, third, sizes.hidden, grad.one, 0)
+        _mask(grad.one, x.one, n * sizes.hidden)
+        _learn(n, sizes.inputs, sizes.hidden, x.inputs, 0, grad.one, colour_grad, 0)
+        _back(n, num_back, sizes.hidden, grad.one, colour_turned, 0, sizes.inputs, grad.inputs, 0)
+        for q in range(n):
+            x.sigma[q] = min(max(x.sigma[q], np.float32(-STEEPEST)), np.float32(STEEPEST))
+        exponentials(x.sigma, 0, n)
+        for q in range(n):
+            grad.head[q * sizes.out] = grad_sigma[start + q] * x.sigma[q]
             for j in range(num_geo):
-                inputs[q * colour_wide + j] = head[q * density_out + 1 + j]
-            sigmoids(inputs, q * colour_wide, num_geo)  # reaches into what is written next
-            row = ray[start + q] * num_given
-            for j in range(num_given):
-                inputs[q * colour_wide + num_geo + j] = given[row + j]
-        _layer(n, colour_wide, hidden, inputs, 0, colour, its, one)
-        relus(one, 0, n * hidden)
-        _layer(n, hidden, hidden, one, 0, colour, its + third, two)
-        relus(two, 0, n * hidden)
-
-    @njit(nogil=True, cache=True)
-    def forward(first, last, features, given, node, ray, density, colour, bias, sigma, rgb):
-        inner, head = np.zeros(CHUNK * density_hidden + LANES, np.float32), np.zeros(CHUNK * density_out, np.float32)
-        sigmas, inputs = np.zeros(CHUNK + LANES, np.float32), np.zeros(CHUNK * colour_wide + LANES, np.float32)
-        one, two = np.zeros(CHUNK * hidden + LANES, np.float32), np.zeros(CHUNK * hidden + LANES, np.float32)
-        seen = np.zeros(CHUNK * 3 + LANES, np.float32)
-        start = first
-        while start < last:
-            stop = _chunk_end(node, start, last)
-            n, at = stop - start, node[start]
-            activate(start, n, at, features, given, ray, density, colour, bias, inner, head, sigmas, inputs, one, two)
-            _layer(n, hidden, 3, two, 0, colour, at * colour_count + fourth, seen)
-            sigmoids(seen, 0, n * 3)
-            exponentials(sigmas, 0, n)
-            sigma[start:stop] = sigmas[:n]
-            rgb[start * 3 : stop * 3] = seen[: n * 3]
-            start = stop
-
-    @njit(nogil=True, cache=True)
-    def backward(
-        first, last, features, given, node, ray, density, colour, bias, rgb,
-        grad_sigma, grad_rgb, grad_features, grad_given, density_sink, colour_sink,
-    ):  # fmt: skip
-        """Returns the nodes [2] that the range shares with the one before and the one behind, -1 for none, and the
-        gradients of their weights, which are not written."""
-        inner, head = np.zeros(CHUNK * density_hidden + LANES, np.float32), np.zeros(CHUNK * density_out, np.float32)
-        sigmas, inputs = np.zeros(CHUNK + LANES, np.float32), np.zeros(CHUNK * colour_wide + LANES, np.float32)
-        one, two = np.zeros(CHUNK * hidden + LANES, np.float32), np.zeros(CHUNK * hidden + LANES, np.float32)
-        grad_seen, grad_head = np.zeros(CHUNK * 3, np.float32), np.zeros(CHUNK * density_out, np.float32)
-        grad_one, grad_two = np.zeros(CHUNK * hidden, np.float32), np.zeros(CHUNK * hidden, np.float32)
-        grad_inputs, grad_inner = np.zeros(CHUNK * num_back, np.float32), np.zeros(CHUNK * density_hidden, np.float32)
-        density_turned, colour_turned = np.zeros(density_count, np.float32), np.zeros(colour_count, np.float32)
-        density_grad, colour_grad = np.zeros(density_count, np.float32), np.zeros(colour_count, np.float32)
-        edge_nodes = np.full(2, -1, np.int64)
-        edge_density, edge_colour = np.zeros((2, density_count), np.float32), np.zeros((2, colour_count), np.float32)
-        before = -1
-        start = first
-        while start < last:
-            stop = _chunk_end(node, start, last)
-            n, at = stop - start, node[start]
-            if at != before:
-                before = at
-                _transpose(density, at * density_count, wide, density_hidden, density_turned)
-                _transpose(density, at * density_count + second, density_hidden, density_out, density_turned[second:])
-                _transpose(colour, at * colour_count, colour_wide, hidden, colour_turned)
-                _transpose(colour, at * colour_count + third, hidden, hidden, colour_turned[third:])
-                _transpose(colour, at * colour_count + fourth, hidden, 3, colour_turned[fourth:])
-                density_grad[:] = 0
-                colour_grad[:] = 0
-            activate(start, n, at, features, given, ray, density, colour, bias, inner, head, sigmas, inputs, one, two)
-            for i in range(3 * n):
-                shade = rgb[3 * start + i]
-                grad_seen[i] = grad_rgb[3 * start + i] * shade * (np.float32(1) - shade)
-            _learn(n, hidden, 3, two, 0, grad_seen, colour_grad, fourth)
-            _back(n, hidden, 3, grad_seen, colour_turned, fourth, hidden, grad_two, 0)
-            _mask(grad_two, two, n * hidden)
-            _learn(n, hidden, hidden, one, 0, grad_two, colour_grad, third)
-            _back(n, hidden, hidden, grad_two, colour_turned, third, hidden, grad_one, 0)
-            _mask(grad_one, one, n * hidden)
-            _learn(n, colour_wide, hidden, inputs, 0, grad_one, colour_grad, 0)
-            _back(n, num_back, hidden, grad_one, colour_turned, 0, colour_wide, grad_inputs, 0)
+                shade = x.inputs[q * sizes.inputs + j]
+                grad.head[q * sizes.out + 1 + j] = grad.inputs[q * num_back + j] * shade * (np.float32(1) - shade)
+        if len(grad_given) > 0:
             for q in range(n):
-                sigmas[q] = min(max(sigmas[q], np.float32(-STEEPEST)), np.float32(STEEPEST))
-            exponentials(sigmas, 0, n)
-            for q in range(n):
-                grad_head[q * density_out] = grad_sigma[start + q] * sigmas[q]
-                for j in range(num_geo):
-                    shade = inputs[q * colour_wide + j]
-                    grad_head[q * density_out + 1 + j] = grad_inputs[q * num_back + j] * shade * (np.float32(1) - shade)
-            if len(grad_given) > 0:
-                for q in range(n):
-                    for j in range(num_learned):
-                        grad_given[(start + q) * num_learned + j] = grad_inputs[q * num_back + num_geo + j]
-            _learn(n, density_hidden, density_out, inner, 0, grad_head, density_grad, second)
-            _back(n, density_hidden, density_out, grad_head, density_turned, second, density_hidden, grad_inner, 0)
-            _mask(grad_inner, inner, n * density_hidden)
-            _learn(n, wide, density_hidden, features, start * wide, grad_inner, density_grad, 0)
-            _back(n, wide, density_hidden, grad_inner, density_turned, 0, wide, grad_features, start * wide)
-            if (stop == last or node[stop] != at) and len(density_sink) > 0:
-                if first > 0 and node[first - 1] == at:
-                    edge_nodes[0] = at
-                    edge_density[0], edge_colour[0] = density_grad, colour_grad
-                elif stop == last and last < len(node) and node[last] == at:
-                    edge_nodes[1] = at
-                    edge_density[1], edge_colour[1] = density_grad, colour_grad
-                else:
-                    _add(density_sink, at * density_count, density_grad, density_count)
-                    _add(colour_sink, at * colour_count, colour_grad, colour_count)
-            start = stop
-        return edge_nodes, edge_density, edge_colour
-
-    return forward, backward
+                for j in range(sizes.learned):
+                    grad_given[(start + q) * sizes.learned + j] = grad.inputs[q * num_back + num_geo + j]
+        _learn(n, sizes.inner, sizes.out, x.inner, 0, grad.head, density_grad, second)
+        _back(n, sizes.inner, sizes.out, grad.head, density_turned, second, sizes.inner, grad.inner, 0)
+        _mask(grad.inner, x.inner, n * sizes.inner)
+        place = start * sizes.features
+        _learn(n, sizes.features, sizes.inner, features, place, grad.inner, density_grad, 0)
+        _back(n, sizes.features, sizes.inner, grad.inner, density_turned, 0, sizes.features, grad_features, place)
+        if (stop == last or node[stop] != at) and len(density_sink) > 0:
+            for i in range(sizes.hidden):
+                for c in range(3):
+                    colour_grad[fourth + 3 * i + c] = outer_grad[i * LANES + c]
+            if first > 0 and node[first - 1] == at:
+                edge_nodes[0] = at
+                edge_density[0], edge_colour[0] = density_grad, colour_grad
+            elif stop == last and last < len(node) and node[last] == at:
+                edge_nodes[1] = at
+                edge_density[1], edge_colour[1] = density_grad, colour_grad
+            else:
+                _add(density_sink, at * density_count, density_grad, density_count)
+                _add(colour_sink, at * colour_count, colour_grad, colour_count)
+        start = stop
+    return edge_nodes, edge_density, edge_colour

@@ -2,15 +2,14 @@
 
 Each is an intrinsic that says its loop in LLVM's own vectors of LANES numbers, which fit any processor, so that a
 compiled loop multiplies at the rate of a tuned library without leaving it.  All arrays are contiguous float32 and given
-flat, with the index of the first number; nothing checks that they are long enough.  The widths of matrices have to be
-constants when the caller is compiled.
+flat, with the index of the first number; nothing checks that they are long enough.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -22,9 +21,8 @@ INDEX, LANE, FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
 
 def _product(
     typing: Any,
-    columns: Any,  # of the result
-    add: Any,  # 1: the result is added to what is there, 0: it replaces that
     rows: Any,  # of the result
+    columns: Any,  # of the result; fastest if a multiple of 16, slow for what exceeds a multiple of 8
     inner: Any,
     a: Any,
     a_first: Any,
@@ -36,77 +34,106 @@ def _product(
     c: Any,
     c_first: Any,
     c_row: Any,
+    add: Any,  # whether the result is added to what is there
 ) -> Any:
-    """``c[rows, columns] (+)= a[rows, inner] @ b[inner, columns]``."""
-    width, adds = columns.literal_value, bool(add.literal_value)
     index = types.int64
-    signature = types.void(columns, add, index, index, a, index, index, index, b, index, index, c, index, index)
+    signature = types.void(index, index, index, a, index, index, index, b, index, index, c, index, index, types.boolean)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def start(position: int) -> Any:
             array = context.make_array(signature.args[position])(context, builder, arguments[position])
             return builder.gep(array.data, [arguments[position + 1]])
 
-        _, _, height, depth = arguments[:4]
-        matrices = _Matrices(
-            builder, start(4), arguments[6], arguments[7], start(8), arguments[10], start(11), arguments[13], adds
-        )
-        pieces = [(at, min(LANES, width - at)) for at in range(0, width, LANES)]
-        blocks = builder.udiv(height, _index(ROWS))
-        with cgutils.for_range(builder, blocks) as loop:
-            row = builder.mul(loop.index, _index(ROWS))
-            for group in range(0, len(pieces), VECTORS):
-                matrices.tile(row, ROWS, depth, pieces[group : group + VECTORS])
-        done = builder.mul(blocks, _index(ROWS))
-        with cgutils.for_range(builder, builder.sub(height, done)) as loop:
-            row = builder.add(done, loop.index)
-            for group in range(0, len(pieces), CHAINS):
-                matrices.tile(row, 1, depth, pieces[group : group + CHAINS])
+        rows, columns, inner = arguments[:3]
+        adds = builder.icmp_unsigned("!=", arguments[13], ir.Constant(arguments[13].type, 0))
+        a = (start(3), arguments[5], arguments[6])
+        code = _Product(builder, rows, inner, a, (start(7), arguments[9]), (start(10), arguments[12]), adds)
+        wide = _index(VECTORS * LANES)
+        panels = builder.udiv(columns, wide)
+        with cgutils.for_range(builder, panels) as loop:
+            code.panel(builder.mul(loop.index, wide), [LANES] * VECTORS)
+        done = builder.mul(panels, wide)
+        with cgutils.for_range(builder, builder.udiv(builder.sub(columns, done), _index(LANES))):
+            code.panel(done, [LANES])
+        done = builder.mul(builder.udiv(columns, _index(LANES)), _index(LANES))
+        with cgutils.for_range(builder, builder.sub(columns, done)) as loop:
+            code.panel(builder.add(done, loop.index), [1])
         return context.get_dummy_value()
 
     return signature, generate
 
 
-class _Matrices:
-    """Writes the code of one product."""
+class _Product:
+    """Writes the code of one product: panels of some columns, tiles of some rows of them."""
 
     def __init__(
-        self, builder: Any, a: Any, a_row: Any, a_column: Any, b: Any, b_row: Any, c: Any, c_row: Any, adds: bool
+        self,
+        builder: Any,
+        rows: Any,
+        inner: Any,
+        a: tuple[Any, Any, Any],  # address, distance of rows, distance of columns
+        b: tuple[Any, Any],  # address, distance of rows
+        c: tuple[Any, Any],
+        adds: Any,
     ) -> None:
-        self.builder, self.adds = builder, adds
-        self.a, self.a_row, self.a_column = a, a_row, a_column
-        self.b, self.b_row = b, b_row
-        self.c, self.c_row = c, c_row
+        self.builder, self.rows, self.inner, self.adds = builder, rows, inner, adds
+        self.a, self.a_row, self.a_column = a
+        self.b, self.b_row = b
+        self.c, self.c_row = c
 
-    def tile(self, first_row: Any, rows: int, depth: Any, pieces: list[tuple[int, int]]) -> None:
-        """Rows ``first_row`` on of the result, columns of ``pieces``, each (first column, lanes)."""
+    def panel(self, column: Any, lanes: list[int]) -> None:
+        """All rows of the columns from ``column`` on that vectors of these widths hold."""
         builder = self.builder
-        kinds = [ir.VectorType(FLOAT, lanes) for _, lanes in pieces]
+        blocks = builder.udiv(self.rows, _index(ROWS))
+        with cgutils.for_range(builder, blocks) as loop:
+            self._tile(builder.mul(loop.index, _index(ROWS)), ROWS, column, lanes)
+        done = builder.mul(blocks, _index(ROWS))
+        with cgutils.for_range(builder, builder.sub(self.rows, done)) as loop:
+            self._tile(builder.add(done, loop.index), 1, column, lanes)
+
+    def _tile(self, first_row: Any, rows: int, column: Any, lanes: list[int]) -> None:
+        builder = self.builder
+        kinds = [(number * LANES, ir.VectorType(FLOAT, width)) for number, width in enumerate(lanes)]
         lines = [builder.add(first_row, _index(row)) for row in range(rows)]
-        targets = [builder.gep(self.c, [builder.mul(line, self.c_row)]) for line in lines]
-        sums = [[cgutils.alloca_once(builder, kind) for kind in kinds] for _ in lines]
-        for target, row_of_sums in zip(targets, sums, strict=True):
-            for (column, _), kind, place in zip(pieces, kinds, row_of_sums, strict=True):
-                value = _load(builder, target, column, kind) if self.adds else _constant(kind, 0.0)
-                builder.store(value, place)
+        targets = [builder.gep(self.c, [builder.add(builder.mul(line, self.c_row), column)]) for line in lines]
+        sums = [[cgutils.alloca_once(builder, kind) for _, kind in kinds] for _ in lines]
+        with builder.if_else(self.adds) as (is_added, is_new):
+            with is_added:
+                for target, places in zip(targets, sums, strict=True):
+                    for (offset, kind), place in zip(kinds, places, strict=True):
+                        builder.store(_load(builder, target, offset, kind), place)
+            with is_new:
+                for places in sums:
+                    for (_, kind), place in zip(kinds, places, strict=True):
+                        builder.store(_constant(kind, 0.0), place)
         factors = [builder.gep(self.a, [builder.mul(line, self.a_row)]) for line in lines]
-        with cgutils.for_range(builder, depth) as loop:
-            line = builder.gep(self.b, [builder.mul(loop.index, self.b_row)])
-            entries = [_load(builder, line, column, kind) for (column, _), kind in zip(pieces, kinds, strict=True)]
+        with cgutils.for_range(builder, self.inner) as loop:
+            line = builder.gep(self.b, [builder.add(builder.mul(loop.index, self.b_row), column)])
+            entries = [_load(builder, line, offset, kind) for offset, kind in kinds]
             at = builder.mul(loop.index, self.a_column)
-            for factor, row_of_sums in zip(factors, sums, strict=True):
+            for factor, places in zip(factors, sums, strict=True):
                 number = builder.load(builder.gep(factor, [at]))
-                for entry, kind, place in zip(entries, kinds, row_of_sums, strict=True):
+                for entry, (_, kind), place in zip(entries, kinds, places, strict=True):
                     term = builder.fmul(entry, _spread(builder, number, kind), flags=("contract",))
                     builder.store(builder.fadd(term, builder.load(place), flags=("contract",)), place)
-        for target, row_of_sums in zip(targets, sums, strict=True):
-            for (column, _), kind, place in zip(pieces, kinds, row_of_sums, strict=True):
-                builder.store(builder.load(place), _pointer(builder, target, column, kind), align=4)
+        for target, places in zip(targets, sums, strict=True):
+            for (offset, kind), place in zip(kinds, places, strict=True):
+                builder.store(builder.load(place), _pointer(builder, target, offset, kind), align=4)
+
+
+_product_here: Any = intrinsic(_product)
+
+
+@njit(nogil=True, cache=True)
+def product(rows, columns, inner, a, a_first, a_row, a_column, b, b_first, b_row, c, c_first, c_row, add):
+    """``c[rows, columns] (+)= a[rows, inner] @ b[inner, columns]``; see :func:`_product` for the arguments."""
+    _product_here(rows, columns, inner, a, a_first, a_row, a_column, b, b_first, b_row, c, c_first, c_row, add)
 
 
 def _apply(typing: Any, wide: Any, columns: Any, weights: Any, first: Any, given: Any, result: Any) -> Any:
-    """``result[:columns] = given[:wide] @ weights[first:].reshape(-1, columns)[:wide]``; both widths are constants.
+    """``result[:columns] = given[:wide] @ weights[first:].reshape(-1, columns)[:wide]``.
 
+    Both widths have to be constants when the caller is compiled.
     A product for one row: several rows of the matrix are summed up side by side, to hide what a multiplication takes.
     """
     height, width = wide.literal_value, columns.literal_value
@@ -240,7 +267,6 @@ def _index(value: int) -> ir.Constant:
 
 
 apply: Any = intrinsic(prefer_literal=True)(_apply)
-product: Any = intrinsic(prefer_literal=True)(_product)
 exponentials: Any = _elementwise(_exponential)
 sigmoids: Any = _elementwise(_logistic)
 relus: Any = _elementwise(_positive)

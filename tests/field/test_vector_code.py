@@ -25,13 +25,9 @@ def test_one_row_times_a_matrix(wide: int, out: int) -> None:
 
 
 @pytest.mark.parametrize("columns", [1, 3, 8, 16, 23, 40])
-@pytest.mark.parametrize("add", [0, 1])
+@pytest.mark.parametrize("add", [False, True])
 @pytest.mark.parametrize("turned", [False, True])
-def test_products_of_matrices(columns: int, add: int, turned: bool) -> None:
-    @njit
-    def run(rows, inner, a, a_row, a_column, b, c):
-        product(columns, add, rows, inner, a, 5, a_row, a_column, b, 2, columns, c, 1, columns + 4)
-
+def test_products_of_matrices(columns: int, add: bool, turned: bool) -> None:
     random = np.random.default_rng(columns)
     for rows, inner in ((1, 1), (3, 7), (4, 16), (11, 5), (9, 0)):
         left = random.standard_normal((rows, inner), dtype=np.float32)
@@ -40,7 +36,8 @@ def test_products_of_matrices(columns: int, add: int, turned: bool) -> None:
         a = np.concatenate([np.zeros(5, np.float32), (left.T if turned else left).ravel()])
         b = np.concatenate([np.zeros(2, np.float32), right.ravel()])
         c = np.concatenate([np.zeros(1, np.float32), wide.ravel()])
-        run(rows, inner, a, *((1, rows) if turned else (inner, 1)), b, c)
+        a_row, a_column = (1, rows) if turned else (inner, 1)
+        product(rows, columns, inner, a, 5, a_row, a_column, b, 2, columns, c, 1, columns + 4, add)
         result = c[1:].reshape(wide.shape)
         expected = left @ right + (3 if add else 0)
         np.testing.assert_allclose(result[:, :columns], expected, rtol=1e-4, atol=1e-4)
