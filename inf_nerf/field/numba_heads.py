@@ -91,7 +91,7 @@ class _Radiance(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         features, given, node, ray = (value.contiguous() for value in (features, given, node, ray))
         sigma, rgb = torch.empty(len(node)), torch.empty(len(node), 3)
-        sizes = _Sizes(*density_sizes, *colour_sizes[:2], num_learned)
+        sizes = _Sizes._make([*density_sizes, *colour_sizes[:2], num_learned])
         _in_threads(
             _forward, len(node), sizes, *_flat(features, given, node, ray, density_weights, colour_weights),
             np.float32(density_bias), *_flat(sigma, rgb),
@@ -119,7 +119,7 @@ class _Radiance(torch.autograd.Function):
             for which, at in enumerate(nodes.tolist()):
                 if at >= 0:
                     for sink, part in zip(sinks, parts, strict=True):
-                        sink[at] += torch.from_numpy(part[which])
+                        sink[at] += torch.from_numpy(part).view(2, -1)[which]
         result = None
         if needs_given:
             result = torch.zeros_like(given)
@@ -141,7 +141,7 @@ def _in_threads(kernel: Callable[..., Any], total: int, *arguments: Any) -> list
         return [done.result() for done in [pool.submit(kernel, *ends, *arguments) for ends in pairwise(bounds)]]
 
 
-@njit(inline="always")
+@njit
 def _chunk_end(node, start, last):
     """End of the run of one node that begins at ``start``, at most CHUNK samples on."""
     last = min(last, start + CHUNK)
@@ -151,38 +151,44 @@ def _chunk_end(node, start, last):
     return stop
 
 
-@njit(inline="always")
+@njit
 def _layer(n, wide, out, x, at, weights, first, y):
     """y [n, out] = x [n, wide] @ weights [wide, out]."""
     product(n, out, wide, x, at, wide, 1, weights, first, out, y, 0, out, False)
 
 
-@njit(inline="always")
+@njit
 def _learn(n, wide, out, x, at, grad_y, sink, first):
     """Adds x^T @ grad_y to the gradient of a layer's weights [wide, out]."""
     product(wide, out, n, x, at, 1, wide, grad_y, 0, out, sink, first, out, True)
 
 
-@njit(inline="always")
+@njit
 def _back(n, wide, out, grad_y, turned, first, all_wide, grad_x, at):
     """grad_x [n, wide] = grad_y [n, out] @ turned [out, all_wide], the first columns of it."""
     product(n, wide, out, grad_y, 0, out, 1, turned, first, all_wide, grad_x, at, wide, False)
 
 
-@njit(inline="always")
+@njit
 def _transpose(weights, first, rows, columns, result, at):
     for i in range(rows):
         for j in range(columns):
             result[at + j * rows + i] = weights[first + i * columns + j]
 
 
-@njit(inline="always")
-def _add(target, first, part, count):
-    for i in range(count):
+@njit
+def _add(target, first, part):
+    for i in range(len(part)):
         target[first + i] += part[i]
 
 
-@njit(inline="always")
+@njit
+def _clear(values):
+    for i in range(len(values)):
+        values[i] = np.float32(0)
+
+
+@njit
 def _mask(gradient, activation, count):
     """A ReLU lets no gradient through where it was 0."""
     for i in range(count):
@@ -252,7 +258,8 @@ def _forward(first, last, sizes, features, given, node, ray, density, colour, bi
         if at != before:
             before = at
             for i in range(sizes.hidden):
-                outer[i * LANES : i * LANES + 3] = colour[at * colour_count + fourth + 3 * i :][:3]
+                for c in range(3):
+                    outer[i * LANES + c] = colour[at * colour_count + fourth + 3 * i + c]
         _activate(start, n, at, sizes, features, given, ray, density, colour, bias, x)
         _layer(n, sizes.hidden, LANES, x.two, 0, outer, 0, x.seen)
         sigmoids(x.seen, 0, n * LANES)
@@ -282,7 +289,7 @@ def _backward(
     density_grad, colour_grad = np.zeros(density_count, np.float32), np.zeros(colour_count, np.float32)
     outer_grad = np.zeros(sizes.hidden * LANES, np.float32)
     edge_nodes = np.full(2, -1, np.int64)
-    edge_density, edge_colour = np.zeros((2, density_count), np.float32), np.zeros((2, colour_count), np.float32)
+    edge_density, edge_colour = np.zeros(2 * density_count, np.float32), np.zeros(2 * colour_count, np.float32)
     before = -1
     start = first
     while start < last:
@@ -296,9 +303,9 @@ def _backward(
             _transpose(colour, its, sizes.inputs, sizes.hidden, colour_turned, 0)
             _transpose(colour, its + third, sizes.hidden, sizes.hidden, colour_turned, third)
             _transpose(colour, its + fourth, sizes.hidden, 3, colour_turned, fourth)
-            density_grad[:] = 0
-            colour_grad[:] = 0
-            outer_grad[:] = 0
+            _clear(density_grad)
+            _clear(colour_grad)
+            _clear(outer_grad)
         _activate(start, n, at, sizes, features, given, ray, density, colour, bias, x)
         for q in range(n):
             for c in range(3):
@@ -351,12 +358,14 @@ def _backward(
                     colour_grad[fourth + 3 * i + c] = outer_grad[i * LANES + c]
             if first > 0 and node[first - 1] == at:
                 edge_nodes[0] = at
-                edge_density[0], edge_colour[0] = density_grad, colour_grad
+                _add(edge_density, 0, density_grad)
+                _add(edge_colour, 0, colour_grad)
             elif stop == last and last < len(node) and node[last] == at:
                 edge_nodes[1] = at
-                edge_density[1], edge_colour[1] = density_grad, colour_grad
+                _add(edge_density, density_count, density_grad)
+                _add(edge_colour, colour_count, colour_grad)
             else:
-                _add(density_sink, at * density_count, density_grad, density_count)
-                _add(colour_sink, at * colour_count, colour_grad, colour_count)
+                _add(density_sink, at * density_count, density_grad)
+                _add(colour_sink, at * colour_count, colour_grad)
         start = stop
     return edge_nodes, edge_density, edge_colour

@@ -18,6 +18,7 @@ from inf_nerf.train.loop import (
     score_val,
     train,
     update_occupancy,
+    warm_up,
 )
 from tests.train.tiny import tiny_config, tiny_work
 
@@ -68,6 +69,18 @@ def test_training_ends_after_its_time() -> None:
     assert Record(work).finished
     assert 0 < work.progress.step < 1000
     assert work.progress.seconds >= 0.2
+
+
+def test_warming_up_leaves_no_trace() -> None:
+    work, untouched = (tiny_work(tiny_config(train={"steps": 4})).work for _ in range(2))
+    warm_up(work)
+    assert torch.equal(work.generator.get_state(), untouched.generator.get_state())
+    assert work.model.steps_across == untouched.model.steps_across
+    assert not work.model.field.touched.any()
+    assert work.model.appearance.grad is None
+    for found, wanted in zip(values(work), values(untouched), strict=True):
+        assert torch.equal(found, wanted)
+    assert not any(getattr(work.model.field, name).grad.any() for name in LEAVES)
 
 
 def test_time_of_earlier_parts_counts() -> None:
