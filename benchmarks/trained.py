@@ -9,6 +9,7 @@ run's batch.  Nothing in the run directory changes.
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -29,7 +31,7 @@ from inf_nerf.octree.partition import make_partition
 from inf_nerf.octree.tiles import tile_file
 from inf_nerf.render.images import chunk_rays, render_image
 from inf_nerf.render.parallel import available_cores
-from inf_nerf.render.paths import zoom
+from inf_nerf.render.paths import look_at, zoom
 from inf_nerf.scene.cameras import Cameras
 from inf_nerf.train.assembly import assemble
 from inf_nerf.train.checkpoint import Checkpoint, load_checkpoint, restore
@@ -44,6 +46,8 @@ WARM_UP = 5  # steps
 PROFILED = 8  # steps
 OPERATIONS = 15  # listed
 VIEWS = 3  # test photos
+FAR_SIZE = (800, 600)
+FARTHER = 1.1  # root gsds that a pixel of the far view covers
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -139,8 +143,19 @@ def time_views(checkpoint: Checkpoint, prepared: Prepared) -> list[dict[str, Any
         (scene.photos[photo].name, scene.cameras, photo) for photo in scene.test[:VIEWS]
     ]
     finest = ZOOM_END * float(checkpoint.model.octree.gsd.min()) / checkpoint.config.octree.footprint_px
-    far = zoom(prepared.scene, render.model_copy(update={"width": 800, "height": 600}), finest)
-    return [_view(checkpoint, *view) for view in [*named, ("far end of the zoom", far.cameras, 0)]]
+    width, height = FAR_SIZE
+    far = zoom(prepared.scene, render.model_copy(update={"width": width, "height": height}), finest)
+    named += [("far end of the zoom", far.cameras, 0), ("far view, root level", far_view(checkpoint), 0)]
+    return [_view(checkpoint, *view) for view in named]
+
+
+def far_view(checkpoint: Checkpoint) -> Cameras:
+    """A camera so far away, looking down at 45 degrees, that the root answers everything."""
+    config, fov = checkpoint.config, checkpoint.config.render.fov_degrees
+    footprint = 2 * math.tan(math.radians(fov) / 2) / FAR_SIZE[0] * config.octree.footprint_px  # per unit of distance
+    distance = FARTHER * float(checkpoint.model.octree.gsd[0]) / footprint + math.sqrt(3)  # beyond the whole cube
+    eye = (0.0, -distance / math.sqrt(2), distance / math.sqrt(2))
+    return Cameras.pinhole(torch.from_numpy(np.stack([look_at(eye, (0.0, 0.0, 0.0))])), *FAR_SIZE, fov)
 
 
 def _view(checkpoint: Checkpoint, name: str, cameras: Cameras, photo: int) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """The hash grid on the CPU: compiled loops that stay inside one node's one level for as long as they can.
 
 Same function and conventions as :func:`inf_nerf.field.hash_grid.encode`, float32 only.  Both kernels go over blocks of
-one node's samples and, in a block, over one level after the other.  Backward gives each level to one thread, which adds
-in sample order: no atomics, and the same bits whatever the number of threads.  Floating-point contraction is off, so
+one node's samples and, in a block, over one level after the other.  Backward gives each level (where there are many
+threads, each level of some nodes) to one thread, which adds in sample order: no atomics, and the same bits whatever the
+number of threads.  Floating-point contraction is off, so
 positions and weights round as in the torch twin, and only the order of the eight-term sum differs.
 
 Threads are Python threads around kernels that release the GIL, as many as torch uses.  Numba's own thread pools are
 avoided: its OpenMP pool shares torch's runtime and silently resets torch's number of threads to all cores.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
@@ -70,20 +71,38 @@ class _Encode(torch.autograd.Function):
         gradient = persistent_gradient(ctx.table)
         _, backward = _kernels(ctx.spec.features_per_level)
         arrays = gradient.numpy(), xyz.numpy(), node.numpy(), grad_outputs[0].contiguous().numpy()
-        _in_threads(backward, ctx.spec.num_levels, *levels(ctx.spec), *arrays)
+        jobs = _owned_parts(node.numpy(), ctx.spec.num_levels, torch.get_num_threads())
+        _run(backward, jobs, *levels(ctx.spec), *arrays)
         return None, None, None, None, None
 
 
 def _in_threads(kernel: Callable[..., Any], total: int, *arrays: np.ndarray) -> None:
     """Call ``kernel(first, last, *arrays)`` on parts that cover ``range(total)``."""
-    parts = min(torch.get_num_threads(), total)
-    if parts <= 1:
-        kernel(0, total, *arrays)
+    parts = max(1, min(torch.get_num_threads(), total))
+    _run(kernel, list(pairwise(total * part // parts for part in range(parts + 1))), *arrays)
+
+
+def _run(kernel: Callable[..., Any], jobs: Sequence[tuple[int, ...]], *arrays: np.ndarray) -> None:
+    """Call ``kernel(*job, *arrays)`` for every job, by as many threads as torch uses."""
+    if len(jobs) == 1:
+        kernel(*jobs[0], *arrays)
         return
-    bounds = [total * part // parts for part in range(parts + 1)]
-    with ThreadPoolExecutor(parts) as pool:
-        for done in [pool.submit(kernel, first, last, *arrays) for first, last in pairwise(bounds)]:
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for done in [pool.submit(kernel, *job, *arrays) for job in jobs]:
             done.result()
+
+
+def _owned_parts(node: np.ndarray, num_levels: int, threads: int) -> list[tuple[int, int, int, int]]:
+    """First and last level, first and last sample of parts that write to different places: no two of them share a level
+    of a node.  The finest levels, which take longest, come first."""
+    if threads == 1:
+        return [(0, num_levels, 0, len(node))]
+    cuts = {0, len(node)}
+    if num_levels < 2 * threads and len(node) and (node[1:] >= node[:-1]).all():
+        pieces = -(-2 * threads // num_levels)
+        cuts |= {int(np.searchsorted(node, node[len(node) * piece // pieces])) for piece in range(1, pieces)}
+    segments = list(pairwise(sorted(cuts)))
+    return [(level, level + 1, *segment) for level in reversed(range(num_levels)) for segment in segments]
 
 
 @cache
@@ -107,7 +126,7 @@ def _prefetch(typing: Any, entries: Any, row: Any) -> Any:
         place = cgutils.get_item_pointer(context, builder, signature.args[0], array, [arguments[1], _int64(0)])
         byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
         read, keep, data = (ir.Constant(word, value) for value in (0, 3, 1))
         builder.call(function, [builder.bitcast(place, byte), read, keep, data])
         return context.get_dummy_value()
@@ -242,12 +261,11 @@ def _kernels(num_features: int) -> tuple[Callable[..., Any], Callable[..., Any]]
         return warmed
 
     @njit(nogil=True, cache=True)
-    def backward(first, last, scales, strides, sizes, offsets, gradient, xyz, node, grad_features):
-        """Levels first to last."""
+    def backward(first, last, start, end, scales, strides, sizes, offsets, gradient, xyz, node, grad_features):
+        """Levels first to last of samples start to end."""
         warmed = np.float32(0)
-        start = 0
-        while start < len(node):
-            stop = _block_end(node, start, len(node))
+        while start < end:
+            stop = _block_end(node, start, end)
             for level in range(first, last):
                 scale, stride, size, column = scales[level], strides[level], sizes[level], level * num_features
                 entries = gradient[node[start], offsets[level] : offsets[level] + size]

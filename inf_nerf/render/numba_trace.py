@@ -150,6 +150,27 @@ def _encode(x, y, z, node, num_features, grid, tables, rows, weights, features):
             features[level * num_features + f] = value
 
 
+@njit(inline="always")
+def _pace(r, rays):
+    """How a ray is walked: its intervals, the growth of the distance and its length as a share of it, of an interval
+    and of a step, and the ratio of the first step's distance to the interval's begin."""
+    step = rays.log_growth[r]
+    interval = step * np.float32(STEPS_PER_INTERVAL)
+    num_intervals = max(1, int(np.ceil(np.log(rays.leave[r] / rays.enter[r]) / interval)))
+    start = np.exp(step * rays.phase[r])
+    return num_intervals, np.exp(interval), np.expm1(interval), np.exp(step), np.expm1(step), start
+
+
+@njit(inline="always")
+def _position(r, distance, rays):
+    origin, direction = rays.origin, rays.direction
+    return (
+        origin[r, 0] + direction[r, 0] * distance,
+        origin[r, 1] + direction[r, 1] * distance,
+        origin[r, 2] + direction[r, 2] * distance,
+    )
+
+
 @njit
 def _grown(array, count, room):
     larger = np.empty((room, *array.shape[1:]), array.dtype)
@@ -176,12 +197,7 @@ def _kernels(
         rows, shares = np.empty((len(grid.scales), 8), np.int64), np.empty((len(grid.scales), 8), np.float32)
         count = 0
         for r in range(first, last):
-            log_growth = rays.log_growth[r]
-            log_interval = log_growth * np.float32(STEPS_PER_INTERVAL)
-            growth, interval_growth = np.exp(log_growth), np.exp(log_interval)
-            start_share, interval_share = np.exp(log_growth * rays.phase[r]), np.expm1(log_interval)
-            step_share = np.expm1(log_growth)
-            num_intervals = max(1, int(np.ceil(np.log(rays.leave[r] / rays.enter[r]) / log_interval)))
+            num_intervals, interval_growth, interval_share, growth, step_share, start = _pace(r, rays)
             if count + num_intervals * STEPS_PER_INTERVAL > room:  # as much room as this ray can need
                 room = room + room // 2 + num_intervals * STEPS_PER_INTERVAL
                 ray, t, node = _grown(ray, count, room), _grown(t, count, room), _grown(node, count, room)
@@ -195,18 +211,14 @@ def _kernels(
                 middle = begin + np.float32(0.5) * length
                 while mip < len(grids.sizes) - 1 and length * grids.sizes[mip] > 2:  # cells as long as the interval
                     mip += 1
-                x = rays.origin[r, 0] + rays.direction[r, 0] * middle
-                y = rays.origin[r, 1] + rays.direction[r, 1] * middle
-                z = rays.origin[r, 2] + rays.direction[r, 2] * middle
+                x, y, z = _position(r, middle, rays)
                 if not may_hold(x, y, z, length, mip, grids):
                     continue
-                distance = begin * start_share
+                distance = begin * start
                 for _ in range(STEPS_PER_INTERVAL):
                     if distance >= rays.leave[r]:
                         break
-                    x = rays.origin[r, 0] + rays.direction[r, 0] * distance
-                    y = rays.origin[r, 1] + rays.direction[r, 1] * distance
-                    z = rays.origin[r, 2] + rays.direction[r, 2] * distance
+                    x, y, z = _position(r, distance, rays)
                     at, stands_in = route(x, y, z, distance * rays.radius[r], at, tree)
                     x, y, z = local(x, y, z, at, tree)
                     if is_occupied(x, y, z, at, grids):
@@ -238,12 +250,7 @@ def _kernels(
         third_layer = second_layer + hidden * hidden
         count = 0
         for r in range(first, last):
-            log_growth = rays.log_growth[r]
-            log_interval = log_growth * np.float32(STEPS_PER_INTERVAL)
-            growth, interval_growth = np.exp(log_growth), np.exp(log_interval)
-            start_share, interval_share = np.exp(log_growth * rays.phase[r]), np.expm1(log_interval)
-            step_share = np.expm1(log_growth)
-            num_intervals = max(1, int(np.ceil(np.log(rays.leave[r] / rays.enter[r]) / log_interval)))
+            num_intervals, interval_growth, interval_share, growth, step_share, start = _pace(r, rays)
             out = result[r - first]
             base_of, depth, light = -1, 0.0, 1.0
             at, interval, mip, next_begin = -1, 0, 0, rays.enter[r]
@@ -254,18 +261,14 @@ def _kernels(
                 middle = begin + np.float32(0.5) * length
                 while mip < len(grids.sizes) - 1 and length * grids.sizes[mip] > 2:  # cells as long as the interval
                     mip += 1
-                x = rays.origin[r, 0] + rays.direction[r, 0] * middle
-                y = rays.origin[r, 1] + rays.direction[r, 1] * middle
-                z = rays.origin[r, 2] + rays.direction[r, 2] * middle
+                x, y, z = _position(r, middle, rays)
                 if not may_hold(x, y, z, length, mip, grids):
                     continue
-                distance = begin * start_share
+                distance = begin * start
                 for _ in range(STEPS_PER_INTERVAL):
                     if distance >= rays.leave[r] or depth >= DARK:
                         break
-                    x = rays.origin[r, 0] + rays.direction[r, 0] * distance
-                    y = rays.origin[r, 1] + rays.direction[r, 1] * distance
-                    z = rays.origin[r, 2] + rays.direction[r, 2] * distance
+                    x, y, z = _position(r, distance, rays)
                     footprint = distance * rays.radius[r]
                     at, stands_in = route(x, y, z, footprint, at, tree)
                     a, b, c = local(x, y, z, at, tree)

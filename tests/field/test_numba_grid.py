@@ -6,6 +6,7 @@ and gradients by the order in which samples are added.
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -109,11 +110,13 @@ def test_gradients_accumulate_in_the_same_buffer() -> None:
     torch.testing.assert_close(table.grad, 2 * once)
 
 
-def test_same_bits_for_any_number_of_threads(torch_threads: int) -> None:
+@pytest.mark.parametrize("is_sorted", [True, False])
+def test_same_bits_for_any_number_of_threads(torch_threads: int, is_sorted: bool) -> None:
     spec = make_spec()
     table, xyz, node = make_samples(spec, 5000)
+    node = node.sort().values if is_sorted else node[torch.randperm(len(node))]
     results = []
-    for count in (1, 2, 3, 1):
+    for count in (1, 2, 3, 2 * spec.num_levels, 1):
         torch.set_num_threads(count)
         leaf = table.clone().requires_grad_()
         features = numba_grid.encode(spec, leaf, xyz, node)
@@ -125,6 +128,24 @@ def test_same_bits_for_any_number_of_threads(torch_threads: int) -> None:
     for features, gradient in results[1:]:
         assert torch.equal(features, results[0][0])
         assert torch.equal(gradient, results[0][1])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 16])
+@pytest.mark.parametrize("counts", [[], [7], [300, 0, 1, 2, 250], [1, 1, 1, 1, 1]])
+def test_parts_of_backward_cover_each_level_of_each_node_once(counts: list[int], threads: int) -> None:
+    node = np.repeat(np.arange(len(counts)), np.array(counts, np.int64))
+    owners: dict[tuple[int, int], set[int]] = {}
+    seen = np.zeros((4, len(node)), np.int64)
+    parts = numba_grid._owned_parts(node, 4, threads)
+    for number, (first, last, start, stop) in enumerate(parts):
+        seen[first:last, start:stop] += 1
+        for level in range(first, last):
+            for each in np.unique(node[start:stop]).tolist():
+                owners.setdefault((level, each), set()).add(number)
+    assert (seen == 1).all()
+    assert all(len(numbers) == 1 for numbers in owners.values())
+    if counts == [300, 0, 1, 2, 250] and threads == 16:
+        assert len(parts) > 4  # more than a level each: nodes are dealt out too
 
 
 def test_positions_get_no_gradient() -> None:
