@@ -50,7 +50,7 @@ def heads(nodes: Sequence[int], threads: Sequence[int], num_rays: int, limits: L
         direction = work.direction[work.ray[order]]
         features = torch.randn(len(node), 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
         packed, chain, twin = make_field(count), make_field(count), make_field(count, "torch")
-        chain.compute_heads_in(torch.float32)
+        chain.compute_heads_in(torch.float32)  # by torch operations instead of the compiled pass
         loop = TorchLoop.for_workload(packed, work)
         weights = sum(a * b for sizes in (packed.density_sizes, packed.colour_sizes) for a, b in pairwise(sizes))
         candidates = [

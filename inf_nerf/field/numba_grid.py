@@ -6,12 +6,9 @@ threads, each level of some nodes) to one thread, which adds in sample order: no
 number of threads.  Floating-point contraction is off, so
 positions and weights round as in the torch twin, and only the order of the eight-term sum differs.
 
-Threads are Python threads around kernels that release the GIL, as many as torch uses.  Numba's own thread pools are
-avoided: its OpenMP pool shares torch's runtime and silently resets torch's number of threads to all cores.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -26,6 +23,7 @@ from torch import Tensor
 
 from inf_nerf.field.hash_grid import PRIMES, GridSpec
 from inf_nerf.field.heads import persistent_gradient
+from inf_nerf.field.numba_jobs import parts, run, run_end
 
 BLOCK = 4096  # samples whose features of all levels stay in the L2 cache while they are written level by level
 LINE_BYTES = 64
@@ -57,7 +55,7 @@ class _Encode(torch.autograd.Function):
             features = torch.empty(len(xyz), spec.num_features)
             forward, _ = _kernels(spec.features_per_level)
             arrays = table.detach().numpy(), xyz.numpy(), node.numpy(), features.numpy()
-            _in_threads(forward, len(xyz), *levels(spec), *arrays)
+            run(forward, parts(len(xyz)), *levels(spec), *arrays)
         else:
             features = known.detach()
         if ctx.needs_input_grad[0]:
@@ -72,24 +70,8 @@ class _Encode(torch.autograd.Function):
         _, backward = _kernels(ctx.spec.features_per_level)
         arrays = gradient.numpy(), xyz.numpy(), node.numpy(), grad_outputs[0].contiguous().numpy()
         jobs = _owned_parts(node.numpy(), ctx.spec.num_levels, torch.get_num_threads())
-        _run(backward, jobs, *levels(ctx.spec), *arrays)
+        run(backward, jobs, *levels(ctx.spec), *arrays)
         return None, None, None, None, None
-
-
-def _in_threads(kernel: Callable[..., Any], total: int, *arrays: np.ndarray) -> None:
-    """Call ``kernel(first, last, *arrays)`` on parts that cover ``range(total)``."""
-    parts = max(1, min(torch.get_num_threads(), total))
-    _run(kernel, list(pairwise(total * part // parts for part in range(parts + 1))), *arrays)
-
-
-def _run(kernel: Callable[..., Any], jobs: Sequence[tuple[int, ...]], *arrays: np.ndarray) -> None:
-    """Call ``kernel(*job, *arrays)`` for every job, by as many threads as torch uses."""
-    if len(jobs) == 1:
-        kernel(*jobs[0], *arrays)
-        return
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for done in [pool.submit(kernel, *job, *arrays) for job in jobs]:
-            done.result()
 
 
 def _owned_parts(node: np.ndarray, num_levels: int, threads: int) -> list[tuple[int, int, int, int]]:
@@ -211,16 +193,6 @@ def interpolation(scale, stride, size, x, y, z):
 
 
 @njit(nogil=True)
-def _block_end(node, start, last):
-    """End of the run of one node that begins at ``start``, at most BLOCK samples on."""
-    last = min(last, start + BLOCK)
-    stop = start + 1
-    while stop < last and node[stop] == node[start]:
-        stop += 1
-    return stop
-
-
-@njit(nogil=True)
 def _warm(entries, num_samples):
     """Read one number of every cache line of a table if enough samples follow to pay for it.
 
@@ -245,7 +217,7 @@ def _kernels(num_features: int) -> tuple[Callable[..., Any], Callable[..., Any]]
         warmed = np.float32(0)
         start = first
         while start < last:
-            stop = _block_end(node, start, last)
+            stop = run_end(node, start, last, BLOCK)
             for level in range(len(scales)):
                 scale, stride, size, column = scales[level], strides[level], sizes[level], level * num_features
                 entries = table[node[start], offsets[level] : offsets[level] + size]
@@ -265,7 +237,7 @@ def _kernels(num_features: int) -> tuple[Callable[..., Any], Callable[..., Any]]
         """Levels first to last of samples start to end."""
         warmed = np.float32(0)
         while start < end:
-            stop = _block_end(node, start, end)
+            stop = run_end(node, start, end, BLOCK)
             for level in range(first, last):
                 scale, stride, size, column = scales[level], strides[level], sizes[level], level * num_features
                 entries = gradient[node[start], offsets[level] : offsets[level] + size]

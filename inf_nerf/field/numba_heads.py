@@ -7,9 +7,6 @@ where a node's samples reach into the next range, both parts are added in order,
 the number of threads.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +15,7 @@ from numba import njit
 from torch import Tensor
 
 from inf_nerf.field.heads import persistent_gradient
+from inf_nerf.field.numba_jobs import parts, run, run_end
 from inf_nerf.field.vector_code import LANES, exponentials, product, relus, sigmoids
 
 CHUNK = 128  # samples whose activations stay in the L2 cache
@@ -37,17 +35,12 @@ def radiance(
     num_learned: int,  # leading columns of ``given`` that may need a gradient
 ) -> tuple[Tensor, Tensor]:
     """Density [Q] and colour [Q, 3].  Backward adds to the ``grad`` of the weights in place."""
+    for name, index, count in (("node", node, len(density_weights)), ("ray", ray, len(given))):
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < count:
+            raise IndexError(f"samples name a {name} from {int(index.min())} to {int(index.max())}, there are {count}")
+    sizes = _Sizes._make([*density_sizes, *colour_sizes[:2], num_learned])
     return _Radiance.apply(  # pyright: ignore[reportReturnType]
-        features,
-        given,
-        node,
-        ray,
-        density_weights,
-        colour_weights,
-        density_sizes,
-        colour_sizes,
-        density_bias,
-        num_learned,
+        features, given, node, ray, density_weights, colour_weights, sizes, np.float32(density_bias)
     )
 
 
@@ -84,18 +77,13 @@ class _Radiance(torch.autograd.Function):
         ray: Tensor,
         density_weights: Tensor,
         colour_weights: Tensor,
-        density_sizes: tuple[int, ...],
-        colour_sizes: tuple[int, ...],
-        density_bias: float,
-        num_learned: int,
+        sizes: _Sizes,
+        density_bias: np.float32,
     ) -> tuple[Tensor, Tensor]:
         features, given, node, ray = (value.contiguous() for value in (features, given, node, ray))
         sigma, rgb = torch.empty(len(node)), torch.empty(len(node), 3)
-        sizes = _Sizes._make([*density_sizes, *colour_sizes[:2], num_learned])
-        _in_threads(
-            _forward, len(node), sizes, *_flat(features, given, node, ray, density_weights, colour_weights),
-            np.float32(density_bias), *_flat(sigma, rgb),
-        )  # fmt: skip
+        inputs = _flat(features, given, node, ray, density_weights, colour_weights)
+        run(_forward, parts(len(node), CHUNK), sizes, *inputs, density_bias, *_flat(sigma, rgb))
         ctx.save_for_backward(features, given, node, ray, rgb)
         ctx.weights, ctx.sizes = (density_weights, colour_weights), sizes
         ctx.density_bias = density_bias
@@ -110,45 +98,24 @@ class _Radiance(torch.autograd.Function):
         grad_features = torch.empty_like(features)
         grad_given = torch.empty(len(node) if needs_given else 0, num_learned)
         sinks = [persistent_gradient(leaf) if needs_weights else leaf.detach()[:0] for leaf in ctx.weights]
-        edges = _in_threads(
-            _backward, len(node), ctx.sizes, *_flat(features, given, node, ray, *ctx.weights),
-            np.float32(ctx.density_bias),
-            *_flat(rgb, grad_outputs[0].contiguous(), grad_outputs[1].contiguous(), grad_features, grad_given, *sinks),
-        )  # fmt: skip
-        for nodes, *parts in edges if needs_weights else ():
+        inputs = _flat(features, given, node, ray, *ctx.weights)
+        gradients = _flat(*(each.contiguous() for each in grad_outputs), grad_features, grad_given, *sinks)
+        jobs = parts(len(node), CHUNK)
+        edges = run(_backward, jobs, ctx.sizes, *inputs, ctx.density_bias, *_flat(rgb), *gradients)
+        for nodes, *shares in edges if needs_weights else ():
             for which, at in enumerate(nodes.tolist()):
                 if at >= 0:
-                    for sink, part in zip(sinks, parts, strict=True):
-                        sink[at] += torch.from_numpy(part).view(2, -1)[which]
+                    for sink, share in zip(sinks, shares, strict=True):
+                        sink[at] += torch.from_numpy(share).view(2, -1)[which]
         result = None
         if needs_given:
             result = torch.zeros_like(given)
             result[:, :num_learned].index_add_(0, ray, grad_given)
-        return grad_features, result, *[None] * 8
+        return grad_features, result, *[None] * 6
 
 
 def _flat(*tensors: Tensor) -> list[np.ndarray]:
     return [tensor.detach().reshape(-1).numpy() for tensor in tensors]
-
-
-def _in_threads(kernel: Callable[..., Any], total: int, *arguments: Any) -> list[Any]:
-    """``kernel(first, last, *arguments)`` of parts that cover ``range(total)``."""
-    parts = max(1, min(torch.get_num_threads(), total // CHUNK))
-    if parts == 1:
-        return [kernel(0, total, *arguments)]
-    bounds = [total * part // parts for part in range(parts + 1)]
-    with ThreadPoolExecutor(parts) as pool:
-        return [done.result() for done in [pool.submit(kernel, *ends, *arguments) for ends in pairwise(bounds)]]
-
-
-@njit
-def _chunk_end(node, start, last):
-    """End of the run of one node that begins at ``start``, at most CHUNK samples on."""
-    last = min(last, start + CHUNK)
-    stop = start + 1
-    while stop < last and node[stop] == node[start]:
-        stop += 1
-    return stop
 
 
 @njit
@@ -164,9 +131,9 @@ def _learn(n, wide, out, x, at, grad_y, sink, first):
 
 
 @njit
-def _back(n, wide, out, grad_y, turned, first, all_wide, grad_x, at):
-    """grad_x [n, wide] = grad_y [n, out] @ turned [out, all_wide], the first columns of it."""
-    product(n, wide, out, grad_y, 0, out, 1, turned, first, all_wide, grad_x, at, wide, False)
+def _back(n, wide, out, grad_y, y_row, turned, first, all_wide, grad_x, at):
+    """grad_x [n, wide] = grad_y [n, out] (its rows ``y_row`` apart) @ the first columns of turned [out, all_wide]."""
+    product(n, wide, out, grad_y, 0, y_row, 1, turned, first, all_wide, grad_x, at, wide, False)
 
 
 @njit
@@ -253,7 +220,7 @@ def _forward(first, last, sizes, features, given, node, ray, density, colour, bi
     before = -1
     start = first
     while start < last:
-        stop = _chunk_end(node, start, last)
+        stop = run_end(node, start, last, CHUNK)
         n, at = stop - start, node[start]
         if at != before:
             before = at
@@ -293,7 +260,7 @@ def _backward(
     before = -1
     start = first
     while start < last:
-        stop = _chunk_end(node, start, last)
+        stop = run_end(node, start, last, CHUNK)
         n, at = stop - start, node[start]
         if at != before:
             before = at
@@ -312,28 +279,13 @@ def _backward(
                 shade = rgb[3 * (start + q) + c]
                 grad.seen[q * LANES + c] = grad_rgb[3 * (start + q) + c] * shade * (np.float32(1) - shade)
         _learn(n, sizes.hidden, LANES, x.two, 0, grad.seen, outer_grad, 0)
-        product(
-            n,
-            sizes.hidden,
-            3,
-            grad.seen,
-            0,
-            LANES,
-            1,
-            colour_turned,
-            fourth,
-            sizes.hidden,
-            grad.two,
-            0,
-            sizes.hidden,
-            False,
-        )
+        _back(n, sizes.hidden, 3, grad.seen, LANES, colour_turned, fourth, sizes.hidden, grad.two, 0)
         _mask(grad.two, x.two, n * sizes.hidden)
         _learn(n, sizes.hidden, sizes.hidden, x.one, 0, grad.two, colour_grad, third)
-        _back(n, sizes.hidden, sizes.hidden, grad.two, colour_turned, third, sizes.hidden, grad.one, 0)
+        _back(n, sizes.hidden, sizes.hidden, grad.two, sizes.hidden, colour_turned, third, sizes.hidden, grad.one, 0)
         _mask(grad.one, x.one, n * sizes.hidden)
         _learn(n, sizes.inputs, sizes.hidden, x.inputs, 0, grad.one, colour_grad, 0)
-        _back(n, num_back, sizes.hidden, grad.one, colour_turned, 0, sizes.inputs, grad.inputs, 0)
+        _back(n, num_back, sizes.hidden, grad.one, sizes.hidden, colour_turned, 0, sizes.inputs, grad.inputs, 0)
         for q in range(n):
             x.sigma[q] = min(max(x.sigma[q], np.float32(-STEEPEST)), np.float32(STEEPEST))
         exponentials(x.sigma, 0, n)
@@ -347,11 +299,11 @@ def _backward(
                 for j in range(sizes.learned):
                     grad_given[(start + q) * sizes.learned + j] = grad.inputs[q * num_back + num_geo + j]
         _learn(n, sizes.inner, sizes.out, x.inner, 0, grad.head, density_grad, second)
-        _back(n, sizes.inner, sizes.out, grad.head, density_turned, second, sizes.inner, grad.inner, 0)
+        _back(n, sizes.inner, sizes.out, grad.head, sizes.out, density_turned, second, sizes.inner, grad.inner, 0)
         _mask(grad.inner, x.inner, n * sizes.inner)
-        place = start * sizes.features
-        _learn(n, sizes.features, sizes.inner, features, place, grad.inner, density_grad, 0)
-        _back(n, sizes.features, sizes.inner, grad.inner, density_turned, 0, sizes.features, grad_features, place)
+        wide, place = sizes.features, start * sizes.features
+        _learn(n, wide, sizes.inner, features, place, grad.inner, density_grad, 0)
+        _back(n, wide, sizes.inner, grad.inner, sizes.inner, density_turned, 0, wide, grad_features, place)
         if (stop == last or node[stop] != at) and len(density_sink) > 0:
             for i in range(sizes.hidden):
                 for c in range(3):

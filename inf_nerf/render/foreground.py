@@ -72,7 +72,7 @@ def shaded(
     ray = samples.ray.index_select(0, order)
     sigma, rgb = field.radiance(xyz, node, direction, looks, ray, lit.features.index_select(0, order))
     weights, light = composite(sigma.index_select(0, back), lit.delta, samples.ray, len(direction))
-    return _summed(samples, rgb.index_select(0, back), weights, light, octree, lit.num_asked), weights
+    return _summed(samples, rgb.index_select(0, back), weights, light, octree, node, lit.num_asked), weights
 
 
 @torch.no_grad()
@@ -87,8 +87,6 @@ def foreground(
         source = torch.cat((source, extra))
         mix = torch.cat((1 - weight, weight[extra]))
         node = torch.cat((node, neighbour[extra]))
-    touched = torch.zeros(octree.num_nodes, dtype=torch.bool, device=direction.device)
-    touched[node] = True
     node, order = torch.sort(node, stable=True)
     back = torch.argsort(order)  # sorted -> given order
     source_sorted = source[order]
@@ -103,17 +101,16 @@ def foreground(
     rgb_sorted[seen] = field.colour(geo[seen], direction, looks, node[seen], ray)
     shares = (parts / total[source].clamp_min(1e-20))[:, None]
     rgb = parts.new_zeros(len(samples), 3).index_add(0, source, rgb_sorted[back] * shares)
-    found = _summed(samples, rgb, weights, light, octree, len(samples))
-    found.touched.logical_or_(touched)
-    return found
+    return _summed(samples, rgb, weights, light, octree, node, len(samples))
 
 
 def _summed(
-    samples: Samples, rgb: Tensor, weights: Tensor, light: Tensor, octree: Octree, num_asked: int
+    samples: Samples, rgb: Tensor, weights: Tensor, light: Tensor, octree: Octree, asked: Tensor, num_asked: int
 ) -> Foreground:
+    """``asked``: nodes that were, with repetitions."""
     detached, num_rays = weights.detach(), len(light)
     touched = torch.zeros(octree.num_nodes, dtype=torch.bool, device=light.device)
-    touched[samples.node] = True
+    touched[asked] = True
     return Foreground(
         rgb=along_rays(weights, rgb, samples.ray, num_rays),
         depth=along_rays(weights, samples.t, samples.ray, num_rays),

@@ -5,6 +5,7 @@ The model does not know its rank.  It may hold a pruned octree; a pruned child i
 which the missing child belongs to another rank are marked foreign so that the losses can discount them.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from inf_nerf.field.field import Field
 from inf_nerf.field.occupancy import Occupancy
 from inf_nerf.octree.routing import route
 from inf_nerf.octree.topology import BACKGROUND_KEY, Octree
-from inf_nerf.render.compositing import along_rays, composite
+from inf_nerf.render.compositing import DARK, along_rays, composite
 from inf_nerf.render.empty_space import EmptySpace
 from inf_nerf.render.foreground import Foreground, LitSamples, foreground, lit_samples, shaded
 from inf_nerf.render.sampling import (
@@ -29,7 +30,7 @@ from inf_nerf.render.sampling import (
 )
 from inf_nerf.scene.cameras import Rays
 
-OPAQUE = 1e-3  # transmittance below which nothing behind is looked at
+OPAQUE = math.exp(-DARK)  # transmittance below which nothing behind is looked at
 UNTRAINED = 0.8  # share of the initial density above which a field may just not have been trained
 
 

@@ -7,9 +7,7 @@ differs, so a sample within rounding of a cell's border may fall to the other si
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from inf_nerf.field.field import Field
 from inf_nerf.field.numba_grid import interpolation, levels, prefetch
+from inf_nerf.field.numba_jobs import parts, run
 from inf_nerf.field.occupancy import Occupancy
 from inf_nerf.field.vector_code import LANES, apply, relus, sigmoids
 from inf_nerf.octree.topology import Octree
@@ -66,9 +65,9 @@ def lit_samples(
 ) -> LitSamples:
     """As :func:`inf_nerf.render.foreground.lit_samples` of the samples on these steps."""
     lit, _ = _kernels(field.spec.features_per_level, field.density_sizes, field.colour_sizes)
-    parts = _in_threads(lit, len(steps.hit), *_arguments(steps, octree, occupancy, empty_space, field))
+    found = run(lit, parts(len(steps.hit)), *_arguments(steps, octree, occupancy, empty_space, field))
     ray, t, node, foreign, ends, features = (
-        torch.from_numpy(part[0] if len(part) == 1 else np.concatenate(part)) for part in zip(*parts, strict=True)
+        torch.from_numpy(part[0] if len(part) == 1 else np.concatenate(part)) for part in zip(*found, strict=True)
     )
     samples = steps.samples(ray, t, node, foreign)
     return LitSamples(samples, samples.delta.masked_fill(ends, ENDLESS), features, len(samples))
@@ -86,14 +85,8 @@ def foreground(
     """As :func:`inf_nerf.render.foreground.foreground` of the samples on these steps of R rays."""
     _, seen = _kernels(field.spec.features_per_level, field.density_sizes, field.colour_sizes)
     given = field.colour_given(steps.direction, looks[steps.hit]).detach().numpy()
-    parts = _in_threads(
-        seen,
-        len(steps.hit),
-        *_arguments(steps, octree, occupancy, empty_space, field),
-        np.ascontiguousarray(given),
-        np.float32(lod_blend),
-    )
-    per_ray, share, touched, counts = zip(*parts, strict=True)
+    arguments = (*_arguments(steps, octree, occupancy, empty_space, field), given, np.float32(lod_blend))
+    per_ray, share, touched, counts = zip(*run(seen, parts(len(steps.hit)), *arguments), strict=True)
     sums = torch.zeros(len(looks), 7)
     sums[:, 6] = 1
     sums[steps.hit] = torch.from_numpy(np.concatenate(per_ray))
@@ -117,16 +110,6 @@ def _arguments(
     leaves = [leaf.detach().numpy() for leaf in (field.tables, field.density_weights, field.colour_weights)]
     weights = _Weights._make([*leaves, np.float32(field.density_bias)])
     return rays, tree, grids, _Levels._make(levels(field.spec)), weights
-
-
-def _in_threads(kernel: Callable[..., Any], total: int, *arguments: Any) -> list[Any]:
-    """``kernel(first, last, *arguments)`` of parts that cover ``range(total)``."""
-    parts = max(1, min(torch.get_num_threads(), total))
-    if parts == 1:
-        return [kernel(0, total, *arguments)]
-    bounds = [total * part // parts for part in range(parts + 1)]
-    with ThreadPoolExecutor(parts) as pool:
-        return [done.result() for done in [pool.submit(kernel, *ends, *arguments) for ends in pairwise(bounds)]]
 
 
 @njit(inline="always")
@@ -171,6 +154,20 @@ def _position(r, distance, rays):
     )
 
 
+@njit(inline="always")
+def _next_interval(r, interval, begin, mip, num_intervals, growth, share, rays, grids):
+    """The next interval of a ray that may hold something: whether there is one, its begin, and where to go on."""
+    while interval < num_intervals:
+        here, length = begin, begin * share
+        interval, begin = interval + 1, begin * growth
+        while mip < len(grids.sizes) - 1 and length * grids.sizes[mip] > 2:  # cells as long as the interval
+            mip += 1
+        x, y, z = _position(r, here + np.float32(0.5) * length, rays)
+        if may_hold(x, y, z, length, mip, grids):
+            return True, here, interval, begin, mip
+    return False, begin, interval, begin, mip
+
+
 @njit
 def _grown(array, count, room):
     larger = np.empty((room, *array.shape[1:]), array.dtype)
@@ -204,16 +201,12 @@ def _kernels(
                 foreign, ends = _grown(foreign, count, room), _grown(ends, count, room)
                 features = _grown(features, count, room)
             at, depth, interval, mip, next_begin = -1, 0.0, 0, 0, rays.enter[r]
-            while interval < num_intervals and depth < DARK:
-                begin, next_begin = next_begin, next_begin * interval_growth
-                interval += 1
-                length = begin * interval_share
-                middle = begin + np.float32(0.5) * length
-                while mip < len(grids.sizes) - 1 and length * grids.sizes[mip] > 2:  # cells as long as the interval
-                    mip += 1
-                x, y, z = _position(r, middle, rays)
-                if not may_hold(x, y, z, length, mip, grids):
-                    continue
+            while depth < DARK:
+                held, begin, interval, next_begin, mip = _next_interval(
+                    r, interval, next_begin, mip, num_intervals, interval_growth, interval_share, rays, grids
+                )
+                if not held:
+                    break
                 distance = begin * start
                 for _ in range(STEPS_PER_INTERVAL):
                     if distance >= rays.leave[r]:
@@ -254,16 +247,12 @@ def _kernels(
             out = result[r - first]
             base_of, depth, light = -1, 0.0, 1.0
             at, interval, mip, next_begin = -1, 0, 0, rays.enter[r]
-            while interval < num_intervals and depth < DARK:
-                begin, next_begin = next_begin, next_begin * interval_growth
-                interval += 1
-                length = begin * interval_share
-                middle = begin + np.float32(0.5) * length
-                while mip < len(grids.sizes) - 1 and length * grids.sizes[mip] > 2:  # cells as long as the interval
-                    mip += 1
-                x, y, z = _position(r, middle, rays)
-                if not may_hold(x, y, z, length, mip, grids):
-                    continue
+            while depth < DARK:
+                held, begin, interval, next_begin, mip = _next_interval(
+                    r, interval, next_begin, mip, num_intervals, interval_growth, interval_share, rays, grids
+                )
+                if not held:
+                    break
                 distance = begin * start
                 for _ in range(STEPS_PER_INTERVAL):
                     if distance >= rays.leave[r] or depth >= DARK:

@@ -1,0 +1,37 @@
+"""How compiled loops share out samples: runs of one node, and parts for threads.
+
+Threads are Python threads around kernels that release the GIL, as many as torch uses.  Numba's own thread pools are
+avoided: its OpenMP pool shares torch's runtime and silently resets torch's number of threads to all cores.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import torch
+from numba import njit
+
+
+def run(kernel: Callable[..., Any], jobs: Sequence[tuple[int, ...]], *arguments: Any) -> list[Any]:
+    """``kernel(*job, *arguments)`` of every job, in their order, by as many threads as torch uses."""
+    if len(jobs) == 1:
+        return [kernel(*jobs[0], *arguments)]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return [done.result() for done in [pool.submit(kernel, *job, *arguments) for job in jobs]]
+
+
+def parts(total: int, smallest: int = 1) -> list[tuple[int, int]]:
+    """``range(total)`` in about equal parts (first, last), one a thread, but none below ``smallest``."""
+    count = max(1, min(torch.get_num_threads(), total // smallest))
+    return list(pairwise(total * part // count for part in range(count + 1)))
+
+
+@njit(nogil=True)
+def run_end(node, start, last, most):
+    """End of the run of one node that begins at ``start``, at most ``most`` samples on."""
+    last = min(last, start + most)
+    stop = start + 1
+    while stop < last and node[stop] == node[start]:
+        stop += 1
+    return stop
