@@ -1,35 +1,30 @@
 """The hash grid on the CPU: compiled loops that stay inside one node's one level for as long as they can.
 
 Same function and conventions as :func:`inf_nerf.field.hash_grid.encode`, float32 only.  Both kernels go over blocks of
-one node's samples and, in a block, over one level after the other.  Backward gives each level (where there are many
-threads, each level of some nodes) to one thread, which adds in sample order: no atomics, and the same bits whatever the
-number of threads.  Floating-point contraction is off, so
-positions and weights round as in the torch twin, and only the order of the eight-term sum differs.
-
+one node's samples and, in a block, over one level after the other; look-ups are those of
+:mod:`inf_nerf.field.vector_grid`.  Backward gives each level (where there are many threads, each level of some nodes)
+to one thread, which adds in sample order: no atomics, and the same bits whatever the number of threads.
 """
 
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit
 from torch import Tensor
 
-from inf_nerf.field.hash_grid import PRIMES, GridSpec
+from inf_nerf.field.hash_grid import GridSpec
 from inf_nerf.field.heads import persistent_gradient
 from inf_nerf.field.numba_jobs import parts, run, run_end
+from inf_nerf.field.vector_code import LANES
+from inf_nerf.field.vector_grid import CORNERS, PIECE, deposit, fetch, find_corners
 
-BLOCK = 4096  # samples whose features of all levels stay in the L2 cache while they are written level by level
+BLOCK = 32_768  # samples that are taken level by level: one level of a large table is read this often, and no more
 LINE_BYTES = 64
 WARM_LINES = 24  # cache lines read ahead per sample at most; measured break-even is 25 to 30
-PRIME_Y, PRIME_Z = np.uint32(PRIMES[1]), np.uint32(PRIMES[2])
-HALF, ONE = np.float32(0.5), np.float32(1)
 
 
 def encode(spec: GridSpec, table: Tensor, xyz: Tensor, node: Tensor, known: Tensor | None = None) -> Tensor:
@@ -54,8 +49,7 @@ class _Encode(torch.autograd.Function):
         if known is None:
             features = torch.empty(len(xyz), spec.num_features)
             forward, _ = _kernels(spec.features_per_level)
-            arrays = table.detach().numpy(), xyz.numpy(), node.numpy(), features.numpy()
-            run(forward, parts(len(xyz)), *levels(spec), *arrays)
+            run(forward, parts(len(xyz)), *_arguments(spec, table, xyz, node, features))
         else:
             features = known.detach()
         if ctx.needs_input_grad[0]:
@@ -68,9 +62,8 @@ class _Encode(torch.autograd.Function):
         xyz, node = ctx.saved_tensors
         gradient = persistent_gradient(ctx.table)
         _, backward = _kernels(ctx.spec.features_per_level)
-        arrays = gradient.numpy(), xyz.numpy(), node.numpy(), grad_outputs[0].contiguous().numpy()
         jobs = _owned_parts(node.numpy(), ctx.spec.num_levels, torch.get_num_threads())
-        run(backward, jobs, *levels(ctx.spec), *arrays)
+        run(backward, jobs, *_arguments(ctx.spec, gradient, xyz, node, grad_outputs[0].contiguous()))
         return None, None, None, None, None
 
 
@@ -87,166 +80,102 @@ def _owned_parts(node: np.ndarray, num_levels: int, threads: int) -> list[tuple[
     return [(level, level + 1, *segment) for level in reversed(range(num_levels)) for segment in segments]
 
 
+class Levels(NamedTuple):
+    """Of the hash grid, [L] each, with room behind for whole vectors."""
+
+    scales: np.ndarray
+    strides: np.ndarray  # vertices a side, 0 where hashed
+    sizes: np.ndarray  # entries
+    offsets: np.ndarray  # first entry
+    count: int  # L
+
+
 @cache
-def levels(spec: GridSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Per level [L]: scale, vertices a side (0 where hashed), entries, first entry."""
+def levels_of(spec: GridSpec) -> Levels:
+    """The levels as compiled code takes them."""
     strides = [0 if hashed else res for hashed, res in zip(spec.hashed, spec.resolutions, strict=True)]
-    return (
-        np.array(spec.scales, np.float32),
-        np.array(strides, np.uint32),
-        np.array(spec.sizes, np.uint32),
-        np.array(spec.offsets[:-1], np.int64),
-    )
+    columns = (spec.scales, np.float32), (strides, np.uint32), (spec.sizes, np.uint32), (spec.offsets[:-1], np.uint32)
+    arrays = [np.pad(np.array(values, kind), (0, LANES)) for values, kind in columns]
+    return Levels(*arrays, spec.num_levels)
 
 
-def _prefetch(typing: Any, entries: Any, row: Any) -> Any:
-    """Ask for the cache line of ``entries[row]`` ahead of its use."""
-    signature = types.void(entries, types.int64)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        place = cgutils.get_item_pointer(context, builder, signature.args[0], array, [arguments[1], _int64(0)])
-        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        read, keep, data = (ir.Constant(word, value) for value in (0, 3, 1))
-        builder.call(function, [builder.bitcast(place, byte), read, keep, data])
-        return context.get_dummy_value()
-
-    return signature, generate
-
-
-prefetch: Any = intrinsic(_prefetch)
-
-
-def _int64(value: int) -> ir.Constant:
-    return ir.Constant(ir.IntType(64), value)
-
-
-@njit(inline="always")
-def _unit(x):
-    """x clamped to [0, 1]; NaN becomes 0, so that no input can reach outside the table."""
-    return min(x, ONE) if x > 0 else np.float32(0)
-
-
-@njit(inline="always")
-def _corners(stride, size, x, y, z):
-    """The entries of a cell's eight vertices, x fastest; ``stride`` is 0 in a hashed level."""
-    one = np.uint32(1)
-    if stride == 0:
-        mask = size - one
-        x1 = x + one
-        y0, y1 = y * PRIME_Y, (y + one) * PRIME_Y
-        z0, z1 = z * PRIME_Z, (z + one) * PRIME_Z
-        a, b, c, d = y0 ^ z0, y1 ^ z0, y0 ^ z1, y1 ^ z1
-        return (
-            (x ^ a) & mask,
-            (x1 ^ a) & mask,
-            (x ^ b) & mask,
-            (x1 ^ b) & mask,
-            (x ^ c) & mask,
-            (x1 ^ c) & mask,
-            (x ^ d) & mask,
-            (x1 ^ d) & mask,
-        )
-    a = x + stride * (y + stride * z)
-    b = a + stride
-    c = a + stride * stride
-    d = c + stride
-    return (
-        _wrap(a, size),
-        _wrap(a + one, size),
-        _wrap(b, size),
-        _wrap(b + one, size),
-        _wrap(c, size),
-        _wrap(c + one, size),
-        _wrap(d, size),
-        _wrap(d + one, size),
-    )
-
-
-@njit(inline="always")
-def _wrap(index, size):
-    """index % size; a vertex one step outside the cube lies less than one table length behind its end."""
-    return index - size if index >= size else index
-
-
-@njit(inline="always")
-def interpolation(scale, stride, size, x, y, z):
-    """Rows and trilinear weights of the eight vertices around a position, x fastest."""
-    x, y, z = _unit(x) * scale + HALF, _unit(y) * scale + HALF, _unit(z) * scale + HALF
-    cx, cy, cz = np.uint32(x), np.uint32(y), np.uint32(z)
-    rows = _corners(stride, size, cx, cy, cz)
-    fx, fy, fz = x - np.float32(cx), y - np.float32(cy), z - np.float32(cz)
-    gx, gy, gz = ONE - fx, ONE - fy, ONE - fz
-    weights = (
-        gx * gy * gz,
-        fx * gy * gz,
-        gx * fy * gz,
-        fx * fy * gz,
-        gx * gy * fz,
-        fx * gy * fz,
-        gx * fy * fz,
-        fx * fy * fz,
-    )
-    return rows, weights
+def _arguments(spec: GridSpec, table: Tensor, xyz: Tensor, node: Tensor, values: Tensor) -> tuple[Any, ...]:
+    flat = [tensor.detach().reshape(-1).numpy() for tensor in (table, xyz, node, values)]
+    return levels_of(spec), spec.num_entries, *flat
 
 
 @njit(nogil=True)
-def _warm(entries, num_samples):
-    """Read one number of every cache line of a table if enough samples follow to pay for it.
+def _columns(xyz, start, count, room, columns):
+    """Positions start to start + count, one coordinate after the other: ``columns[axis * room + q]``."""
+    for axis in range(3):
+        for q in range(count):
+            columns[axis * room + q] = xyz[3 * (start + q) + axis]
+
+
+@njit(nogil=True)
+def _warm(table, first, count, per_line, num_samples):
+    """Read one number of every cache line of a level's ``count`` numbers if enough samples follow to pay for it.
 
     A sequential read brings a node's level into the cache several times faster than the samples' scattered reads would.
     The sum is returned only so that the reads are not optimised away.
     """
-    per_line = LINE_BYTES // (4 * entries.shape[1])
     total = np.float32(0)
-    if num_samples * WARM_LINES * per_line >= len(entries):
-        for row in range(0, len(entries), per_line):
-            total += entries[row, 0]
+    if num_samples * WARM_LINES * per_line >= count:
+        for place in range(first, first + count, per_line):
+            total += table[place]
     return total
 
 
 @cache
 def _kernels(num_features: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Forward and backward for F features per level, a constant that the compiler unrolls."""
+    per_line = LINE_BYTES // 4
 
     @njit(nogil=True, cache=True)
-    def forward(first, last, scales, strides, sizes, offsets, table, xyz, node, features):
+    def forward(first, last, levels, num_entries, table, xyz, node, features):
         """Samples first to last."""
+        room = min(BLOCK, last - first) + LANES
+        columns = np.zeros(3 * room, np.float32)
+        rows, weights = np.empty(CORNERS * PIECE, np.uint32), np.empty(CORNERS * PIECE, np.float32)
+        row_length = levels.count * num_features
         warmed = np.float32(0)
         start = first
         while start < last:
             stop = run_end(node, start, last, BLOCK)
-            for level in range(len(scales)):
-                scale, stride, size, column = scales[level], strides[level], sizes[level], level * num_features
-                entries = table[node[start], offsets[level] : offsets[level] + size]
-                warmed += _warm(entries, stop - start)
-                for q in range(start, stop):
-                    rows, weights = interpolation(scale, stride, size, xyz[q, 0], xyz[q, 1], xyz[q, 2])
-                    for f in range(num_features):
-                        value = np.float32(0)
-                        for corner in range(8):
-                            value += weights[corner] * entries[rows[corner], f]
-                        features[q, column + f] = value
+            _columns(xyz, start, stop - start, room, columns)
+            for level in range(levels.count):
+                scale, stride, size = levels.scales[level], levels.strides[level], levels.sizes[level]
+                entries = (node[start] * num_entries + levels.offsets[level]) * num_features
+                warmed += _warm(table, entries, np.int64(size) * num_features, per_line, stop - start)
+                for at in range(0, stop - start, PIECE):
+                    count = min(PIECE, stop - start - at)
+                    find_corners(columns, room, at, count, scale, stride, size, rows, weights)
+                    place = (start + at) * row_length + level * num_features
+                    fetch(num_features, count, table, entries, rows, weights, features, place, row_length)
             start = stop
         return warmed
 
     @njit(nogil=True, cache=True)
-    def backward(first, last, start, end, scales, strides, sizes, offsets, gradient, xyz, node, grad_features):
-        """Levels first to last of samples start to end."""
+    def backward(first_level, last_level, first, last, levels, num_entries, gradient, xyz, node, grad_features):
+        """Levels first to last of samples first to last."""
+        room = min(BLOCK, last - first) + LANES
+        columns = np.zeros(3 * room, np.float32)
+        rows, weights = np.empty(CORNERS * PIECE, np.uint32), np.empty(CORNERS * PIECE, np.float32)
+        row_length = levels.count * num_features
         warmed = np.float32(0)
-        while start < end:
-            stop = run_end(node, start, end, BLOCK)
-            for level in range(first, last):
-                scale, stride, size, column = scales[level], strides[level], sizes[level], level * num_features
-                entries = gradient[node[start], offsets[level] : offsets[level] + size]
-                warmed += _warm(entries, stop - start)
-                for q in range(start, stop):
-                    rows, weights = interpolation(scale, stride, size, xyz[q, 0], xyz[q, 1], xyz[q, 2])
-                    for corner in range(8):
-                        for f in range(num_features):
-                            entries[rows[corner], f] += weights[corner] * grad_features[q, column + f]
+        start = first
+        while start < last:
+            stop = run_end(node, start, last, BLOCK)
+            _columns(xyz, start, stop - start, room, columns)
+            for level in range(first_level, last_level):
+                scale, stride, size = levels.scales[level], levels.strides[level], levels.sizes[level]
+                entries = (node[start] * num_entries + levels.offsets[level]) * num_features
+                warmed += _warm(gradient, entries, np.int64(size) * num_features, per_line, stop - start)
+                for at in range(0, stop - start, PIECE):
+                    count = min(PIECE, stop - start - at)
+                    find_corners(columns, room, at, count, scale, stride, size, rows, weights)
+                    place = (start + at) * row_length + level * num_features
+                    deposit(num_features, count, gradient, entries, rows, weights, grad_features, place, row_length)
             start = stop
         return warmed
 

@@ -41,21 +41,21 @@ def _product(
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def start(position: int) -> Any:
-            array = context.make_array(signature.args[position])(context, builder, arguments[position])
-            return builder.gep(array.data, [arguments[position + 1]])
+            data = data_of(context, builder, signature, arguments, position)
+            return builder.gep(data, [arguments[position + 1]])
 
         rows, columns, inner = arguments[:3]
         adds = builder.icmp_unsigned("!=", arguments[13], ir.Constant(arguments[13].type, 0))
         a = (start(3), arguments[5], arguments[6])
         code = _Product(builder, rows, inner, a, (start(7), arguments[9]), (start(10), arguments[12]), adds)
-        wide = _index(VECTORS * LANES)
+        wide = i64(VECTORS * LANES)
         panels = builder.udiv(columns, wide)
         with cgutils.for_range(builder, panels) as loop:
             code.panel(builder.mul(loop.index, wide), [LANES] * VECTORS)
         done = builder.mul(panels, wide)
-        with cgutils.for_range(builder, builder.udiv(builder.sub(columns, done), _index(LANES))):
+        with cgutils.for_range(builder, builder.udiv(builder.sub(columns, done), i64(LANES))):
             code.panel(done, [LANES])
-        done = builder.mul(builder.udiv(columns, _index(LANES)), _index(LANES))
+        done = builder.mul(builder.udiv(columns, i64(LANES)), i64(LANES))
         with cgutils.for_range(builder, builder.sub(columns, done)) as loop:
             code.panel(builder.add(done, loop.index), [1])
         return context.get_dummy_value()
@@ -84,41 +84,41 @@ class _Product:
     def panel(self, column: Any, lanes: list[int]) -> None:
         """All rows of the columns from ``column`` on that vectors of these widths hold."""
         builder = self.builder
-        blocks = builder.udiv(self.rows, _index(ROWS))
+        blocks = builder.udiv(self.rows, i64(ROWS))
         with cgutils.for_range(builder, blocks) as loop:
-            self._tile(builder.mul(loop.index, _index(ROWS)), ROWS, column, lanes)
-        done = builder.mul(blocks, _index(ROWS))
+            self._tile(builder.mul(loop.index, i64(ROWS)), ROWS, column, lanes)
+        done = builder.mul(blocks, i64(ROWS))
         with cgutils.for_range(builder, builder.sub(self.rows, done)) as loop:
             self._tile(builder.add(done, loop.index), 1, column, lanes)
 
     def _tile(self, first_row: Any, rows: int, column: Any, lanes: list[int]) -> None:
         builder = self.builder
         kinds = [(number * LANES, ir.VectorType(FLOAT, width)) for number, width in enumerate(lanes)]
-        lines = [builder.add(first_row, _index(row)) for row in range(rows)]
+        lines = [builder.add(first_row, i64(row)) for row in range(rows)]
         targets = [builder.gep(self.c, [builder.add(builder.mul(line, self.c_row), column)]) for line in lines]
         sums = [[cgutils.alloca_once(builder, kind) for _, kind in kinds] for _ in lines]
         with builder.if_else(self.adds) as (is_added, is_new):
             with is_added:
                 for target, places in zip(targets, sums, strict=True):
                     for (offset, kind), place in zip(kinds, places, strict=True):
-                        builder.store(_load(builder, target, offset, kind), place)
+                        builder.store(load(builder, target, offset, kind), place)
             with is_new:
                 for places in sums:
                     for (_, kind), place in zip(kinds, places, strict=True):
-                        builder.store(_constant(kind, 0.0), place)
+                        builder.store(constant(kind, 0.0), place)
         factors = [builder.gep(self.a, [builder.mul(line, self.a_row)]) for line in lines]
         with cgutils.for_range(builder, self.inner) as loop:
             line = builder.gep(self.b, [builder.add(builder.mul(loop.index, self.b_row), column)])
-            entries = [_load(builder, line, offset, kind) for offset, kind in kinds]
+            entries = [load(builder, line, offset, kind) for offset, kind in kinds]
             at = builder.mul(loop.index, self.a_column)
             for factor, places in zip(factors, sums, strict=True):
                 number = builder.load(builder.gep(factor, [at]))
                 for entry, (_, kind), place in zip(entries, kinds, places, strict=True):
-                    term = builder.fmul(entry, _spread(builder, number, kind), flags=("contract",))
+                    term = builder.fmul(entry, spread(builder, number, kind), flags=("contract",))
                     builder.store(builder.fadd(term, builder.load(place), flags=("contract",)), place)
         for target, places in zip(targets, sums, strict=True):
-            for (offset, kind), place in zip(kinds, places, strict=True):
-                builder.store(builder.load(place), _pointer(builder, target, offset, kind), align=4)
+            for (offset, _), place in zip(kinds, places, strict=True):
+                store(builder, builder.load(place), target, offset)
 
 
 _product_here: Any = intrinsic(_product)
@@ -140,13 +140,11 @@ def _apply(typing: Any, wide: Any, columns: Any, weights: Any, first: Any, given
     signature = types.void(wide, columns, weights, types.int64, given, result)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        def start(position: int) -> Any:
-            return context.make_array(signature.args[position])(context, builder, arguments[position]).data
-
-        matrix = builder.gep(start(2), [arguments[3]])
+        weights, given, result = (data_of(context, builder, signature, arguments, place) for place in (2, 4, 5))
+        matrix = builder.gep(weights, [arguments[3]])
         pieces = [(at, min(LANES, width - at)) for at in range(0, width, LANES)]
         for group in range(0, len(pieces), CHAINS):
-            _one_row(builder, matrix, start(4), start(5), height, width, pieces[group : group + CHAINS])
+            _one_row(builder, matrix, given, result, height, width, pieces[group : group + CHAINS])
         return context.get_dummy_value()
 
     return signature, generate
@@ -160,27 +158,27 @@ def _one_row(
     sums = [[cgutils.alloca_once(builder, kind) for kind in kinds] for _ in range(together)]
     for row_of_sums in sums:
         for kind, place in zip(kinds, row_of_sums, strict=True):
-            builder.store(_constant(kind, 0.0), place)
+            builder.store(constant(kind, 0.0), place)
 
     def add(row: Any, into: list[Any]) -> None:
         number = builder.load(builder.gep(vector, [row]))
-        line = builder.gep(matrix, [builder.mul(row, _index(width))])
+        line = builder.gep(matrix, [builder.mul(row, i64(width))])
         for (column, _), kind, place in zip(pieces, kinds, into, strict=True):
-            term = builder.fmul(_load(builder, line, column, kind), _spread(builder, number, kind), flags=("contract",))
+            term = builder.fmul(load(builder, line, column, kind), spread(builder, number, kind), flags=("contract",))
             builder.store(builder.fadd(term, builder.load(place), flags=("contract",)), place)
 
     turns = height // together
-    with cgutils.for_range(builder, _index(turns)) as loop:
-        base = builder.mul(loop.index, _index(together))
+    with cgutils.for_range(builder, i64(turns)) as loop:
+        base = builder.mul(loop.index, i64(together))
         for offset, into in enumerate(sums):
-            add(builder.add(base, _index(offset)), into)
+            add(builder.add(base, i64(offset)), into)
     for row in range(turns * together, height):
-        add(_index(row), sums[row - turns * together])
-    for number, ((column, _), kind) in enumerate(zip(pieces, kinds, strict=True)):
+        add(i64(row), sums[row - turns * together])
+    for number, (column, _) in enumerate(pieces):
         total = builder.load(sums[0][number])
         for more in sums[1:]:
             total = builder.fadd(total, builder.load(more[number]))
-        builder.store(total, _pointer(builder, target, column, kind), align=4)
+        store(builder, total, target, column)
 
 
 def _elementwise(code: Callable[[Any, Any], Any]) -> Any:
@@ -191,13 +189,13 @@ def _elementwise(code: Callable[[Any, Any], Any]) -> Any:
         signature = types.void(values, types.int64, types.int64)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            array = context.make_array(signature.args[0])(context, builder, arguments[0])
-            start, kind = builder.gep(array.data, [arguments[1]]), ir.VectorType(FLOAT, LANES)
-            turns = builder.udiv(builder.add(arguments[2], _index(LANES - 1)), _index(LANES))
+            start = builder.gep(data_of(context, builder, signature, arguments, 0), [arguments[1]])
+            kind = ir.VectorType(FLOAT, LANES)
+            turns = builder.udiv(builder.add(arguments[2], i64(LANES - 1)), i64(LANES))
             with cgutils.for_range(builder, turns) as loop:
-                place = builder.gep(start, [builder.mul(loop.index, _index(LANES))])
-                value = code(builder, _load(builder, place, 0, kind))
-                builder.store(value, _pointer(builder, place, 0, kind), align=4)
+                place = builder.gep(start, [builder.mul(loop.index, i64(LANES))])
+                value = code(builder, load(builder, place, 0, kind))
+                store(builder, value, place, 0)
             return context.get_dummy_value()
 
         return signature, generate
@@ -209,14 +207,14 @@ def _exponential(builder: Any, x: Any) -> Any:
     """exp of a vector within 2 units in the last place, of values clamped to [-87, 88] (Cephes, expf)."""
     kind = x.type
     x = _limit(builder, _limit(builder, x, -87.0, "<"), 88.0, ">")
-    shift = _constant(kind, 12_582_912.0)  # adding 1.5 * 2^23 rounds to an integer
-    turns = builder.fsub(builder.fadd(builder.fmul(x, _constant(kind, 1.4426950408889634)), shift), shift)
-    rest = builder.fsub(x, builder.fmul(turns, _constant(kind, 0.693359375)))
-    rest = builder.fsub(rest, builder.fmul(turns, _constant(kind, -2.12194440e-4)))
-    value = _constant(kind, 1.9875691500e-4)
+    shift = constant(kind, 12_582_912.0)  # adding 1.5 * 2^23 rounds to an integer
+    turns = builder.fsub(builder.fadd(builder.fmul(x, constant(kind, 1.4426950408889634)), shift), shift)
+    rest = builder.fsub(x, builder.fmul(turns, constant(kind, 0.693359375)))
+    rest = builder.fsub(rest, builder.fmul(turns, constant(kind, -2.12194440e-4)))
+    value = constant(kind, 1.9875691500e-4)
     for factor in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1.0, 1.0):
         value = builder.fadd(
-            builder.fmul(value, rest, flags=("contract",)), _constant(kind, factor), flags=("contract",)
+            builder.fmul(value, rest, flags=("contract",)), constant(kind, factor), flags=("contract",)
         )
     bits = ir.VectorType(LANE, kind.count)
     exponent = builder.add(builder.fptosi(turns, bits), ir.Constant(bits, [127] * kind.count))
@@ -226,8 +224,8 @@ def _exponential(builder: Any, x: Any) -> Any:
 
 def _logistic(builder: Any, x: Any) -> Any:
     """1 / (1 + exp(-x))."""
-    one = _constant(x.type, 1.0)
-    negative = builder.fsub(_constant(x.type, 0.0), x)
+    one = constant(x.type, 1.0)
+    negative = builder.fsub(constant(x.type, 0.0), x)
     return builder.fdiv(one, builder.fadd(one, _exponential(builder, negative)))
 
 
@@ -237,32 +235,43 @@ def _positive(builder: Any, x: Any) -> Any:
 
 
 def _limit(builder: Any, x: Any, limit: float, beyond: str) -> Any:
-    bound = _constant(x.type, limit)
+    bound = constant(x.type, limit)
     return builder.select(builder.fcmp_ordered(beyond, x, bound), bound, x)
 
 
-def _load(builder: Any, base: Any, offset: int, kind: ir.VectorType) -> Any:
+def load(builder: Any, base: Any, offset: int, kind: ir.VectorType) -> Any:
+    """Read a vector behind an address of single numbers."""
     value = builder.load(_pointer(builder, base, offset, kind))
     value.align = 4
     return value
 
 
+def store(builder: Any, value: Any, base: Any, offset: int) -> None:
+    """Write a vector behind an address of single numbers."""
+    builder.store(value, _pointer(builder, base, offset, value.type), align=4)
+
+
 def _pointer(builder: Any, base: Any, offset: int, kind: ir.VectorType) -> Any:
-    return builder.bitcast(builder.gep(base, [_index(offset)]), kind.as_pointer())
+    return builder.bitcast(builder.gep(base, [i64(offset)]), kind.as_pointer())
 
 
-def _spread(builder: Any, number: Any, kind: ir.VectorType) -> Any:
+def data_of(context: Any, builder: Any, signature: Any, arguments: Any, place: int) -> Any:
+    """The address of the first number of an intrinsic's argument that is an array."""
+    return context.make_array(signature.args[place])(context, builder, arguments[place]).data
+
+
+def spread(builder: Any, number: Any, kind: ir.VectorType) -> Any:
     """The number in every lane."""
     empty = ir.Constant(kind, ir.Undefined)
     first = builder.insert_element(empty, number, ir.Constant(LANE, 0))
     return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(LANE, kind.count), [0] * kind.count))
 
 
-def _constant(kind: ir.VectorType, value: float) -> ir.Constant:
+def constant(kind: ir.VectorType, value: float) -> ir.Constant:
     return ir.Constant(kind, [value] * kind.count)
 
 
-def _index(value: int) -> ir.Constant:
+def i64(value: int) -> ir.Constant:
     return ir.Constant(INDEX, value)
 
 

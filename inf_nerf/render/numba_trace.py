@@ -16,10 +16,11 @@ from numba import njit
 from torch import Tensor
 
 from inf_nerf.field.field import Field
-from inf_nerf.field.numba_grid import interpolation, levels, prefetch
+from inf_nerf.field.numba_grid import levels_of
 from inf_nerf.field.numba_jobs import parts, run
 from inf_nerf.field.occupancy import Occupancy
 from inf_nerf.field.vector_code import LANES, apply, relus, sigmoids
+from inf_nerf.field.vector_grid import CORNERS, PIECE, fetch, find_level_corners
 from inf_nerf.octree.topology import Octree
 from inf_nerf.render.compositing import DARK, OPAQUE_DEPTH
 from inf_nerf.render.empty_space import EmptySpace
@@ -42,19 +43,11 @@ class _Rays(NamedTuple):
     phase: np.ndarray
 
 
-class _Levels(NamedTuple):
-    """Levels of the hash grid."""
-
-    scales: np.ndarray
-    strides: np.ndarray
-    sizes: np.ndarray
-    offsets: np.ndarray
-
-
 class _Weights(NamedTuple):
     """Values of all nodes."""
 
-    tables: np.ndarray
+    tables: np.ndarray  # flat
+    num_entries: int  # of a node
     density: np.ndarray
     colour: np.ndarray
     bias: np.float32
@@ -107,30 +100,18 @@ def _arguments(
 ) -> tuple[Any, ...]:
     rays = _Rays(*(np.ascontiguousarray(getattr(steps, name).numpy()) for name in _Rays._fields))
     tree, grids = Tree.of(octree), Grids.of(occupancy, empty_space)
-    leaves = [leaf.detach().numpy() for leaf in (field.tables, field.density_weights, field.colour_weights)]
-    weights = _Weights._make([*leaves, np.float32(field.density_bias)])
-    return rays, tree, grids, _Levels._make(levels(field.spec)), weights
+    density, colour = (leaf.detach().numpy() for leaf in (field.density_weights, field.colour_weights))
+    tables = field.tables.detach().reshape(-1).numpy()
+    weights = _Weights(tables, field.spec.num_entries, density, colour, np.float32(field.density_bias))
+    return rays, tree, grids, levels_of(field.spec), weights
 
 
 @njit(inline="always")
-def _encode(x, y, z, node, num_features, grid, tables, rows, weights, features):
-    """Features of a local position in a node; ``rows`` and ``weights`` [L, 8] are room to work in.
-
-    All entries are asked for before the first is used, so that a sample waits for memory once and not once a level.
-    """
-    entries = tables[node]
-    for level in range(len(grid.scales)):
-        found, shares = interpolation(grid.scales[level], grid.strides[level], grid.sizes[level], x, y, z)
-        for corner in range(8):
-            row = np.int64(found[corner]) + grid.offsets[level]
-            prefetch(entries, row)
-            rows[level, corner], weights[level, corner] = row, shares[corner]
-    for level in range(len(grid.scales)):
-        for f in range(num_features):
-            value = np.float32(0)
-            for corner in range(8):
-                value += weights[level, corner] * entries[rows[level, corner], f]
-            features[level * num_features + f] = value
+def _encode(x, y, z, node, num_features, levels, weights, rows, shares, features):
+    """Features of a local position in a node; ``rows`` and ``shares`` are room to work in."""
+    find_level_corners(x, y, z, levels.count, levels.scales, levels.strides, levels.sizes, levels.offsets, rows, shares)
+    first = node * weights.num_entries * num_features
+    fetch(num_features, levels.count, weights.tables, first, rows, shares, features, 0, num_features)
 
 
 @njit(inline="always")
@@ -185,13 +166,13 @@ def _kernels(
     num_given = colour_sizes[0] - num_geo
 
     @njit(nogil=True, cache=True)
-    def lit(first, last, rays, tree, grids, grid, weights):
+    def lit(first, last, rays, tree, grids, levels, weights):
         room = max(1, (last - first) * FIRST_CAPACITY)
         ray, t, node = np.empty(room, np.int64), np.empty(room, np.float32), np.empty(room, np.int64)
         foreign, ends = np.empty(room, np.bool_), np.empty(room, np.bool_)
         features = np.empty((room, wide), np.float32)
         inner, head = np.empty(density_hidden + LANES, np.float32), np.empty(density_out, np.float32)
-        rows, shares = np.empty((len(grid.scales), 8), np.int64), np.empty((len(grid.scales), 8), np.float32)
+        rows, shares = np.empty(CORNERS * PIECE, np.uint32), np.empty(CORNERS * PIECE, np.float32)
         count = 0
         for r in range(first, last):
             num_intervals, interval_growth, interval_share, growth, step_share, start = _pace(r, rays)
@@ -215,7 +196,7 @@ def _kernels(
                     at, stands_in = route(x, y, z, distance * rays.radius[r], at, tree)
                     x, y, z = local(x, y, z, at, tree)
                     if is_occupied(x, y, z, at, grids):
-                        _encode(x, y, z, at, per_level, grid, weights.tables, rows, shares, features[count])
+                        _encode(x, y, z, at, per_level, levels, weights, rows, shares, features[count])
                         apply(wide, density_hidden, weights.density[at], 0, features[count], inner)
                         relus(inner, 0, density_hidden)
                         apply(density_hidden, density_out, weights.density[at], wide * density_hidden, inner, head)
@@ -229,12 +210,12 @@ def _kernels(
         return ray[:count], t[:count], node[:count], foreign[:count], ends[:count], features[:count]
 
     @njit(nogil=True, cache=True)
-    def seen(first, last, rays, tree, grids, grid, weights, given, lod_blend):
+    def seen(first, last, rays, tree, grids, levels, weights, given, lod_blend):
         """Per ray [7]: colour, distance, level, foreign, light left; per node: share, touched; samples."""
         result = np.zeros((last - first, 7), np.float32)
         share, touched = np.zeros(len(tree.gsd)), np.zeros(len(tree.gsd), np.bool_)
         features, inner = np.empty(wide, np.float32), np.empty(density_hidden + LANES, np.float32)
-        rows, shares = np.empty((len(grid.scales), 8), np.int64), np.empty((len(grid.scales), 8), np.float32)
+        rows, shares = np.empty(CORNERS * PIECE, np.uint32), np.empty(CORNERS * PIECE, np.float32)
         head, second_head = np.empty(density_out, np.float32), np.empty(density_out, np.float32)
         base, activation = np.empty(hidden, np.float32), np.empty(hidden, np.float32)
         last_hidden, geo = np.empty(hidden + LANES, np.float32), np.empty(num_geo + LANES, np.float32)
@@ -273,7 +254,7 @@ def _kernels(
                     for turn in range(2 if mix > 0 else 1):  # the second node first, so that `head` is `at`'s own
                         which = second if turn == 0 and mix > 0 else at
                         a, b, c = local(x, y, z, which, tree)
-                        _encode(a, b, c, which, per_level, grid, weights.tables, rows, shares, features)
+                        _encode(a, b, c, which, per_level, levels, weights, rows, shares, features)
                         apply(wide, density_hidden, weights.density[which], 0, features, inner)
                         relus(inner, 0, density_hidden)
                         apply(density_hidden, density_out, weights.density[which], wide * density_hidden, inner, head)
