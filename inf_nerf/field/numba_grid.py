@@ -24,6 +24,7 @@ from inf_nerf.field.vector_grid import CORNERS, PIECE, deposit, fetch, find_corn
 
 BLOCK = 32_768  # samples that are taken level by level: one level of a large table is read this often, and no more
 LINE_BYTES = 64
+PARTS = 4  # for each thread, so that none waits long for the last one
 WARM_LINES = 24  # cache lines read ahead per sample at most; measured break-even is 25 to 30
 
 
@@ -69,15 +70,21 @@ class _Encode(torch.autograd.Function):
 
 def _owned_parts(node: np.ndarray, num_levels: int, threads: int) -> list[tuple[int, int, int, int]]:
     """First and last level, first and last sample of parts that write to different places: no two of them share a level
-    of a node.  The finest levels, which take longest, come first."""
-    if threads == 1:
+    of a node.  Whole nodes where there are enough of them, levels of a node that has many samples; large parts first.
+    """
+    if threads == 1 or len(node) == 0:
         return [(0, num_levels, 0, len(node))]
-    cuts = {0, len(node)}
-    if num_levels < 2 * threads and len(node) and (node[1:] >= node[:-1]).all():
-        pieces = -(-2 * threads // num_levels)
-        cuts |= {int(np.searchsorted(node, node[len(node) * piece // pieces])) for piece in range(1, pieces)}
-    segments = list(pairwise(sorted(cuts)))
-    return [(level, level + 1, *segment) for level in reversed(range(num_levels)) for segment in segments]
+    wanted = max(1, len(node) // (threads * PARTS))  # samples of a part
+    segments = [(0, len(node))]
+    if (node[1:] >= node[:-1]).all():
+        cuts = {0, len(node)} | {int(np.searchsorted(node, node[at])) for at in range(wanted, len(node), wanted)}
+        segments = list(pairwise(sorted(cuts)))
+    found = []
+    for start, stop in segments:
+        pieces = min(num_levels, max(1, (stop - start) // wanted))
+        cuts = [num_levels * piece // pieces for piece in range(pieces + 1)]
+        found += [(first, last, start, stop) for first, last in pairwise(cuts)]
+    return sorted(found, key=lambda part: (part[0] - part[1]) * (part[3] - part[2]))
 
 
 class Levels(NamedTuple):

@@ -2,9 +2,9 @@
 
 The same function as the chain in :class:`inf_nerf.field.field.Field`, float32.  Samples are taken in chunks of one node
 that stay in the cache from the features to the colour; backward computes a chunk's activations again instead of reading
-them from memory.  Each thread has a range of samples and adds up the gradient of a node's weights before it writes it;
-where a node's samples reach into the next range, both parts are added in order, so that a result depends on nothing but
-the number of threads.
+them from memory.  Threads take ranges of samples as they come free and add up the gradient of a node's weights before
+they write it; where a node's samples reach into the next range, both parts are added in order, so that a result does
+not depend on the number of threads.
 """
 
 from typing import Any, NamedTuple
@@ -15,10 +15,11 @@ from numba import njit
 from torch import Tensor
 
 from inf_nerf.field.heads import persistent_gradient
-from inf_nerf.field.numba_jobs import parts, run, run_end
-from inf_nerf.field.vector_code import LANES, exponentials, product, relus, sigmoids
+from inf_nerf.field.numba_jobs import ranges, run, run_end
+from inf_nerf.field.vector_code import LANES, SHORT, exponentials, gate, product, relus, sigmoids
 
 CHUNK = 128  # samples whose activations stay in the L2 cache
+RANGE = 8192  # samples of a range
 STEEPEST = 15.0  # the gradient of exp is taken at most here, as in trunc_exp
 
 
@@ -83,7 +84,7 @@ class _Radiance(torch.autograd.Function):
         features, given, node, ray = (value.contiguous() for value in (features, given, node, ray))
         sigma, rgb = torch.empty(len(node)), torch.empty(len(node), 3)
         inputs = _flat(features, given, node, ray, density_weights, colour_weights)
-        run(_forward, parts(len(node), CHUNK), sizes, *inputs, density_bias, *_flat(sigma, rgb))
+        run(_forward, ranges(len(node), RANGE), sizes, *inputs, density_bias, *_flat(sigma, rgb))
         ctx.save_for_backward(features, given, node, ray, rgb)
         ctx.weights, ctx.sizes = (density_weights, colour_weights), sizes
         ctx.density_bias = density_bias
@@ -100,7 +101,7 @@ class _Radiance(torch.autograd.Function):
         sinks = [persistent_gradient(leaf) if needs_weights else leaf.detach()[:0] for leaf in ctx.weights]
         inputs = _flat(features, given, node, ray, *ctx.weights)
         gradients = _flat(*(each.contiguous() for each in grad_outputs), grad_features, grad_given, *sinks)
-        jobs = parts(len(node), CHUNK)
+        jobs = ranges(len(node), RANGE)
         edges = run(_backward, jobs, ctx.sizes, *inputs, ctx.density_bias, *_flat(rgb), *gradients)
         for nodes, *shares in edges if needs_weights else ():
             for which, at in enumerate(nodes.tolist()):
@@ -155,14 +156,6 @@ def _clear(values):
         values[i] = np.float32(0)
 
 
-@njit
-def _mask(gradient, activation, count):
-    """A ReLU lets no gradient through where it was 0."""
-    for i in range(count):
-        if activation[i] <= 0:
-            gradient[i] = np.float32(0)
-
-
 @njit(inline="always")
 def _counts(sizes):
     """First weight of the density's second layer, all of density; of colour's second and third layer, all of colour."""
@@ -182,7 +175,7 @@ def _room(sizes):
         np.zeros(CHUNK * sizes.inputs + LANES, np.float32),
         np.zeros(CHUNK * sizes.hidden + LANES, np.float32),
         np.zeros(CHUNK * sizes.hidden + LANES, np.float32),
-        np.zeros(CHUNK * LANES, np.float32),
+        np.zeros(CHUNK * SHORT + LANES, np.float32),
     )
 
 
@@ -216,7 +209,7 @@ def _forward(first, last, sizes, features, given, node, ray, density, colour, bi
     """Density and colour of samples first to last."""
     _, _, _, fourth, colour_count = _counts(sizes)
     x = _room(sizes)
-    outer = np.zeros(sizes.hidden * LANES, np.float32)  # the last layer, three columns of a whole vector
+    outer = np.zeros(sizes.hidden * SHORT, np.float32)  # the last layer, three columns of a whole vector
     before = -1
     start = first
     while start < last:
@@ -226,15 +219,15 @@ def _forward(first, last, sizes, features, given, node, ray, density, colour, bi
             before = at
             for i in range(sizes.hidden):
                 for c in range(3):
-                    outer[i * LANES + c] = colour[at * colour_count + fourth + 3 * i + c]
+                    outer[i * SHORT + c] = colour[at * colour_count + fourth + 3 * i + c]
         _activate(start, n, at, sizes, features, given, ray, density, colour, bias, x)
-        _layer(n, sizes.hidden, LANES, x.two, 0, outer, 0, x.seen)
-        sigmoids(x.seen, 0, n * LANES)
+        _layer(n, sizes.hidden, SHORT, x.two, 0, outer, 0, x.seen)
+        sigmoids(x.seen, 0, n * SHORT)
         exponentials(x.sigma, 0, n)
         for q in range(n):
             sigma[start + q] = x.sigma[q]
             for c in range(3):
-                rgb[3 * (start + q) + c] = x.seen[q * LANES + c]
+                rgb[3 * (start + q) + c] = x.seen[q * SHORT + c]
         start = stop
 
 
@@ -254,7 +247,7 @@ def _backward(
     x, grad = _room(sizes), _room(sizes)
     density_turned, colour_turned = np.zeros(density_count, np.float32), np.zeros(colour_count, np.float32)
     density_grad, colour_grad = np.zeros(density_count, np.float32), np.zeros(colour_count, np.float32)
-    outer_grad = np.zeros(sizes.hidden * LANES, np.float32)
+    outer_grad = np.zeros(sizes.hidden * SHORT, np.float32)
     edge_nodes = np.full(2, -1, np.int64)
     edge_density, edge_colour = np.zeros(2 * density_count, np.float32), np.zeros(2 * colour_count, np.float32)
     before = -1
@@ -277,13 +270,13 @@ def _backward(
         for q in range(n):
             for c in range(3):
                 shade = rgb[3 * (start + q) + c]
-                grad.seen[q * LANES + c] = grad_rgb[3 * (start + q) + c] * shade * (np.float32(1) - shade)
-        _learn(n, sizes.hidden, LANES, x.two, 0, grad.seen, outer_grad, 0)
-        _back(n, sizes.hidden, 3, grad.seen, LANES, colour_turned, fourth, sizes.hidden, grad.two, 0)
-        _mask(grad.two, x.two, n * sizes.hidden)
+                grad.seen[q * SHORT + c] = grad_rgb[3 * (start + q) + c] * shade * (np.float32(1) - shade)
+        _learn(n, sizes.hidden, SHORT, x.two, 0, grad.seen, outer_grad, 0)
+        _back(n, sizes.hidden, 3, grad.seen, SHORT, colour_turned, fourth, sizes.hidden, grad.two, 0)
+        gate(grad.two, x.two, n * sizes.hidden)  # a ReLU lets no gradient through where it was 0
         _learn(n, sizes.hidden, sizes.hidden, x.one, 0, grad.two, colour_grad, third)
         _back(n, sizes.hidden, sizes.hidden, grad.two, sizes.hidden, colour_turned, third, sizes.hidden, grad.one, 0)
-        _mask(grad.one, x.one, n * sizes.hidden)
+        gate(grad.one, x.one, n * sizes.hidden)
         _learn(n, sizes.inputs, sizes.hidden, x.inputs, 0, grad.one, colour_grad, 0)
         _back(n, num_back, sizes.hidden, grad.one, sizes.hidden, colour_turned, 0, sizes.inputs, grad.inputs, 0)
         for q in range(n):
@@ -300,14 +293,14 @@ def _backward(
                     grad_given[(start + q) * sizes.learned + j] = grad.inputs[q * num_back + num_geo + j]
         _learn(n, sizes.inner, sizes.out, x.inner, 0, grad.head, density_grad, second)
         _back(n, sizes.inner, sizes.out, grad.head, sizes.out, density_turned, second, sizes.inner, grad.inner, 0)
-        _mask(grad.inner, x.inner, n * sizes.inner)
+        gate(grad.inner, x.inner, n * sizes.inner)
         wide, place = sizes.features, start * sizes.features
         _learn(n, wide, sizes.inner, features, place, grad.inner, density_grad, 0)
         _back(n, wide, sizes.inner, grad.inner, sizes.inner, density_turned, 0, wide, grad_features, place)
         if (stop == last or node[stop] != at) and len(density_sink) > 0:
             for i in range(sizes.hidden):
                 for c in range(3):
-                    colour_grad[fourth + 3 * i + c] = outer_grad[i * LANES + c]
+                    colour_grad[fourth + 3 * i + c] = outer_grad[i * SHORT + c]
             if first > 0 and node[first - 1] == at:
                 edge_nodes[0] = at
                 _add(edge_density, 0, density_grad)

@@ -15,9 +15,10 @@ from numba import njit
 
 def run(kernel: Callable[..., Any], jobs: Sequence[tuple[int, ...]], *arguments: Any) -> list[Any]:
     """``kernel(*job, *arguments)`` of every job, in their order, by as many threads as torch uses."""
-    if len(jobs) == 1:
-        return [kernel(*jobs[0], *arguments)]
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    threads = min(torch.get_num_threads(), len(jobs))
+    if threads == 1:
+        return [kernel(*job, *arguments) for job in jobs]
+    with ThreadPoolExecutor(threads) as pool:
         return [done.result() for done in [pool.submit(kernel, *job, *arguments) for job in jobs]]
 
 
@@ -25,6 +26,11 @@ def parts(total: int, smallest: int = 1) -> list[tuple[int, int]]:
     """``range(total)`` in about equal parts (first, last), one a thread, but none below ``smallest``."""
     count = max(1, min(torch.get_num_threads(), total // smallest))
     return list(pairwise(total * part // count for part in range(count + 1)))
+
+
+def ranges(total: int, size: int) -> list[tuple[int, int]]:
+    """``range(total)`` in parts (first, last) of ``size``, whatever the number of threads."""
+    return list(pairwise((*range(0, total, size), total))) or [(0, 0)]
 
 
 @njit(nogil=True)

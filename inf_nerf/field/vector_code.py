@@ -5,24 +5,29 @@ compiled loop multiplies at the rate of a tuned library without leaving it.  All
 flat, with the index of the first number; nothing checks that they are long enough.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-LANES = 8  # numbers of one vector; LLVM splits it where registers are shorter
-ROWS, VECTORS = 4, 2  # of the result that are held in registers at once
+# Numbers of one vector: what a register holds, at least eight (LLVM splits a vector where registers are shorter).
+LANES = 16 if get_host_cpu_features().get("avx512f") else 8
+ROWS, VECTORS = LANES // 2, 2  # of the result that are held in registers at once
+SHORT = 8  # numbers of a narrower vector for what is left of a row
 CHAINS = 8  # sums under way at once for a single row, to hide the time that one multiplication takes
 INDEX, LANE, FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
+WHOLE = ir.VectorType(FLOAT, LANES)
 
 
 def _product(
     typing: Any,
     rows: Any,  # of the result
-    columns: Any,  # of the result; fastest if a multiple of 16, slow for what exceeds a multiple of 8
+    columns: Any,  # of the result; fastest if a multiple of VECTORS * LANES, slow for what exceeds a multiple of SHORT
     inner: Any,
     a: Any,
     a_first: Any,
@@ -48,16 +53,12 @@ def _product(
         adds = builder.icmp_unsigned("!=", arguments[13], ir.Constant(arguments[13].type, 0))
         a = (start(3), arguments[5], arguments[6])
         code = _Product(builder, rows, inner, a, (start(7), arguments[9]), (start(10), arguments[12]), adds)
-        wide = i64(VECTORS * LANES)
-        panels = builder.udiv(columns, wide)
-        with cgutils.for_range(builder, panels) as loop:
-            code.panel(builder.mul(loop.index, wide), [LANES] * VECTORS)
-        done = builder.mul(panels, wide)
-        with cgutils.for_range(builder, builder.udiv(builder.sub(columns, done), i64(LANES))):
-            code.panel(done, [LANES])
-        done = builder.mul(builder.udiv(columns, i64(LANES)), i64(LANES))
-        with cgutils.for_range(builder, builder.sub(columns, done)) as loop:
-            code.panel(builder.add(done, loop.index), [1])
+        done = i64(0)
+        for vectors in dict.fromkeys(((LANES,) * VECTORS, (LANES,), (SHORT,), (1,))):
+            panels = builder.udiv(builder.sub(columns, done), i64(sum(vectors)))
+            with cgutils.for_range(builder, panels) as loop:
+                code.panel(builder.add(done, builder.mul(loop.index, i64(sum(vectors)))), vectors)
+            done = builder.add(done, builder.mul(panels, i64(sum(vectors))))
         return context.get_dummy_value()
 
     return signature, generate
@@ -81,7 +82,7 @@ class _Product:
         self.b, self.b_row = b
         self.c, self.c_row = c
 
-    def panel(self, column: Any, lanes: list[int]) -> None:
+    def panel(self, column: Any, lanes: Sequence[int]) -> None:
         """All rows of the columns from ``column`` on that vectors of these widths hold."""
         builder = self.builder
         blocks = builder.udiv(self.rows, i64(ROWS))
@@ -91,7 +92,7 @@ class _Product:
         with cgutils.for_range(builder, builder.sub(self.rows, done)) as loop:
             self._tile(builder.add(done, loop.index), 1, column, lanes)
 
-    def _tile(self, first_row: Any, rows: int, column: Any, lanes: list[int]) -> None:
+    def _tile(self, first_row: Any, rows: int, column: Any, lanes: Sequence[int]) -> None:
         builder = self.builder
         kinds = [(number * LANES, ir.VectorType(FLOAT, width)) for number, width in enumerate(lanes)]
         lines = [builder.add(first_row, i64(row)) for row in range(rows)]
@@ -181,7 +182,7 @@ def _one_row(
         store(builder, total, target, column)
 
 
-def _elementwise(code: Callable[[Any, Any], Any]) -> Any:
+def _elementwise(code: Callable[..., Any]) -> Any:
     """An intrinsic ``f(values, first, count)`` that replaces numbers by ``code`` of them, in whole vectors: up to
     LANES - 1 numbers behind the last are replaced too."""
 
@@ -190,17 +191,38 @@ def _elementwise(code: Callable[[Any, Any], Any]) -> Any:
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             start = builder.gep(data_of(context, builder, signature, arguments, 0), [arguments[1]])
-            kind = ir.VectorType(FLOAT, LANES)
-            turns = builder.udiv(builder.add(arguments[2], i64(LANES - 1)), i64(LANES))
-            with cgutils.for_range(builder, turns) as loop:
-                place = builder.gep(start, [builder.mul(loop.index, i64(LANES))])
-                value = code(builder, load(builder, place, 0, kind))
-                store(builder, value, place, 0)
+            with vectors(builder, arguments[2]) as at:
+                place = builder.gep(start, [at])
+                store(builder, code(builder, load(builder, place, 0, WHOLE)), place, 0)
             return context.get_dummy_value()
 
         return signature, generate
 
     return intrinsic(replace)
+
+
+def _gate(typing: Any, values: Any, gates: Any, count: Any) -> Any:
+    """Zero ``values`` where ``gates`` is not positive, both from their first number on, in whole vectors."""
+    signature = types.void(values, gates, types.int64)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values, gates = (data_of(context, builder, signature, arguments, place) for place in (0, 1))
+        zero = constant(WHOLE, 0.0)
+        with vectors(builder, arguments[2]) as at:
+            place = builder.gep(values, [at])
+            is_open = builder.fcmp_ordered(">", load(builder, builder.gep(gates, [at]), 0, WHOLE), zero)
+            store(builder, builder.select(is_open, load(builder, place, 0, WHOLE), zero), place, 0)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@contextmanager
+def vectors(builder: Any, count: Any) -> Iterator[Any]:
+    """A loop over whole vectors that cover ``count`` numbers: the index of a vector's first."""
+    turns = builder.udiv(builder.add(count, i64(LANES - 1)), i64(LANES))
+    with cgutils.for_range(builder, turns) as loop:
+        yield builder.mul(loop.index, i64(LANES))
 
 
 def _exponential(builder: Any, x: Any) -> Any:
@@ -279,3 +301,4 @@ apply: Any = intrinsic(prefer_literal=True)(_apply)
 exponentials: Any = _elementwise(_exponential)
 sigmoids: Any = _elementwise(_logistic)
 relus: Any = _elementwise(_positive)
+gate: Any = intrinsic(_gate)

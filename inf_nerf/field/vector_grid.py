@@ -19,11 +19,24 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from inf_nerf.field.hash_grid import PRIMES
-from inf_nerf.field.vector_code import FLOAT, INDEX, LANE, LANES, constant, data_of, i64, load, spread, store
+from inf_nerf.field.vector_code import (
+    FLOAT,
+    INDEX,
+    LANE,
+    LANES,
+    WHOLE,
+    constant,
+    data_of,
+    i64,
+    load,
+    spread,
+    store,
+    vectors,
+)
 
 CORNERS = 8
 PIECE = 128  # positions whose corners are found before their entries are fetched
-FLOATS, INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(LANE, LANES)
+INTS = ir.VectorType(LANE, LANES)
 Vector = Any  # an LLVM value of LANES numbers
 
 
@@ -47,14 +60,12 @@ def _find_corners(
         room, first, count = arguments[1:4]
         columns, rows, weights = (data_of(context, builder, signature, arguments, place) for place in (0, 7, 8))
         starts = [builder.gep(columns, [builder.add(first, builder.mul(room, i64(axis)))]) for axis in range(3)]
-        scale = spread(builder, arguments[4], FLOATS)
+        scale = spread(builder, arguments[4], WHOLE)
         stride, size = (spread(builder, value, INTS) for value in arguments[5:7])
-        turns = builder.udiv(builder.add(count, i64(LANES - 1)), i64(LANES))
 
         def of_all(rows_of: Callable[..., list[Vector]]) -> None:
-            with cgutils.for_range(builder, turns) as turn:
-                at = builder.mul(turn.index, i64(LANES))
-                axes = [_axis(builder, load(builder, builder.gep(start, [at]), 0, FLOATS), scale) for start in starts]
+            with vectors(builder, count) as at:
+                axes = [_axis(builder, load(builder, builder.gep(start, [at]), 0, WHOLE), scale) for start in starts]
                 _put(builder, rows, weights, at, rows_of(*(lower for lower, _ in axes)), _weights(builder, axes))
 
         hashed = builder.icmp_unsigned("==", arguments[5], ir.Constant(LANE, 0))
@@ -81,13 +92,11 @@ def _find_level_corners(
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         tables = [data_of(context, builder, signature, arguments, place) for place in range(4, 10)]
-        position = [spread(builder, value, FLOATS) for value in arguments[:3]]
-        turns = builder.udiv(builder.add(arguments[3], i64(LANES - 1)), i64(LANES))
-        with cgutils.for_range(builder, turns) as turn:
-            at = builder.mul(turn.index, i64(LANES))
+        position = [spread(builder, value, WHOLE) for value in arguments[:3]]
+        with vectors(builder, arguments[3]) as at:
             scale, stride, size, offset = (
                 load(builder, builder.gep(table, [at]), 0, kind)
-                for table, kind in zip(tables[:4], (FLOATS, INTS, INTS, INTS), strict=True)
+                for table, kind in zip(tables[:4], (WHOLE, INTS, INTS, INTS), strict=True)
             )
             axes = [_axis(builder, value, scale) for value in position]
             lower = [cell for cell, _ in axes]
@@ -178,7 +187,7 @@ def _axis(builder: Any, x: Vector, scale: Vector) -> tuple[Vector, tuple[Vector,
     x = builder.select(builder.fcmp_ordered("<", x, one), x, one)
     place = builder.fadd(builder.fmul(x, scale), constant(x.type, 0.5))
     lower = builder.fptosi(place, INTS)
-    share = builder.fsub(place, builder.sitofp(lower, FLOATS))
+    share = builder.fsub(place, builder.sitofp(lower, WHOLE))
     return lower, (builder.fsub(one, share), share)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from inf_nerf.config import FieldConfig
+from inf_nerf.field import numba_heads
 from inf_nerf.field.field import Field
 
 SIZES: list[dict[str, Any]] = [
@@ -55,7 +56,10 @@ def run(field: Field, given: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Te
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("settings", SIZES)
 @pytest.mark.parametrize("counts", [[300, 0, 1, 700, 130], [0, 0, 1200, 0, 0], [5, 4, 3, 2, 1]])
-def test_values_and_gradients_equal_the_chain(counts: list[int], settings: dict[str, Any], threads: int) -> None:
+def test_values_and_gradients_equal_the_chain(
+    counts: list[int], settings: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numba_heads, "RANGE", 290)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -71,6 +75,21 @@ def test_values_and_gradients_equal_the_chain(counts: list[int], settings: dict[
         assert fused.touched.tolist() == [count > 0 for count in counts]
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba_heads, "RANGE", 70)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            field, _ = pair()
+            sigma, rgb, gradients = run(field, inputs([300, 0, 1, 700, 130], 5))
+            found.append([sigma, rgb, *gradients])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
 def test_gradients_accumulate_and_repeat_to_the_bit() -> None:
