@@ -23,7 +23,9 @@ from inf_nerf.field.field import Field
 from inf_nerf.field.hash_grid import PRIMES, GridSpec
 from inf_nerf.field.heads import layers_of, spherical_harmonics
 
-Lookup = Literal["complex", "index"]
+# "index" looks up table[row] in a parameter for each level; "one table" is how one writes it at first: a node's levels
+# are slices of one parameter, and the gradient of each is as long as the parameter
+Lookup = Literal["complex", "index", "one table"]
 ENCODE_CHUNK = 65_536  # samples; each chunk costs a dense gradient of what it read from
 HEADS_CHUNK = 8192  # samples; activations of more leave the cache
 FEW = 8192  # samples of a node below which all dense and all hashed levels are looked up at once
@@ -91,9 +93,9 @@ class Node(nn.Module):
         state, offsets = field.state_of(index), field.spec.offsets
         self.groups = groups
         self.lookup = lookup
-        self.tables = nn.ParameterList(
-            state["table"][offsets[group.levels.start] : offsets[group.levels.stop]].clone() for group in groups
-        )
+        self.parts = [slice(offsets[group.levels.start], offsets[group.levels.stop]) for group in groups]
+        owned = [slice(None)] if lookup == "one table" else self.parts
+        self.tables = nn.ParameterList(state["table"][part].clone() for part in owned)
         self.density = _head(state["density"], field.density_sizes)
         self.colour = _head(state["colour"], field.colour_sizes)
         self.bias = math.log(field.config.initial_density)
@@ -102,7 +104,8 @@ class Node(nn.Module):
     def encode(self, xyz: Tensor) -> Tensor:
         """Features [n, L * 2] of positions [n, 3] in the node's own [0, 1]."""
         parts = []
-        for group, table in zip(self.groups, self.tables, strict=True):
+        tables = [self.tables[0][part] for part in self.parts] if self.lookup == "one table" else self.tables
+        for group, table in zip(self.groups, tables, strict=True):
             row, weight = group.rows(xyz)
             if self.lookup == "complex":
                 entries = torch.view_as_complex(table).index_select(0, row.view(-1)).view(row.shape)

@@ -61,7 +61,7 @@ class FieldConfig(Section):
     """The radiance field of every node."""
 
     backend: Literal["auto", "torch", "numba", "triton", "tinycudann"] = "auto"
-    num_levels: Count = 16
+    num_levels: Annotated[int, Field(ge=1, le=32)] = 16
     features_per_level: Literal[1, 2, 4, 8] = 2
     log2_table_size: Annotated[int, Field(ge=8, le=24)] = 19
     base_res: Annotated[int, Field(ge=2)] = 16
@@ -86,7 +86,7 @@ class SamplerConfig(Section):
     step: Positive = 0.7  # shortest step in footprints
     max_samples: Count = 1024  # most candidate steps from entering to leaving the root cube, skipped ones included
     tree_samples: tuple[Count, Count, Count] = (192, 96, 48)
-    background_samples: Annotated[int, Field(ge=0)] = 8
+    background_samples: Annotated[int, Field(ge=0, le=256)] = 8
     occupancy_res: Annotated[int, Field(ge=4, le=256)] = 32  # cells of a node's grid per side
     occupancy_threshold: Positive = 0.05  # optical depth of a cell below which it is empty
     occupancy_every: Count = 16

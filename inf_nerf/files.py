@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -23,3 +24,9 @@ def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's content, read in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(paths: Iterable[Path]) -> int:
+    """A number, at most 56 bits, that changes with the names and the content of files."""
+    parts = (f"{path.name} {sha256_file(path)}\n" for path in sorted(paths))
+    return int.from_bytes(hashlib.sha256("".join(parts).encode()).digest()[:7])

@@ -55,6 +55,7 @@ def steps(nodes: Sequence[int], threads: Sequence[int], num_rays: int) -> Iterat
         packed, twin = PackedStep(make_field(count)), PackedStep(make_field(count, "torch"))
         loop = TorchLoop.for_workload(packed.field, work)
         indexed = TorchLoop.for_workload(packed.field, work, "index")
+        sliced = TorchLoop.for_workload(packed.field, work, "one table")
         for used in threads:
             yield Case(
                 "step",
@@ -64,6 +65,7 @@ def steps(nodes: Sequence[int], threads: Sequence[int], num_rays: int) -> Iterat
                     Candidate("ours", lambda work=work, packed=packed: packed.step(work)),
                     Candidate("torch loop", lambda work=work, loop=loop: loop.step(work)),
                     Candidate("torch loop, table[index]", lambda work=work, loop=indexed: loop.step(work)),
+                    Candidate("torch loop, one table", lambda work=work, loop=sliced: loop.step(work)),
                     Candidate("torch twin", lambda work=work, twin=twin: twin.step(work), rounds=TWIN_ROUNDS),
                 ],
             )

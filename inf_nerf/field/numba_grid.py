@@ -2,8 +2,8 @@
 
 Same function and conventions as :func:`inf_nerf.field.hash_grid.encode`, float32 only.  Both kernels go over blocks of
 one node's samples and, in a block, over one level after the other; look-ups are those of
-:mod:`inf_nerf.field.vector_grid`.  Backward gives each level (where there are many threads, each level of some nodes)
-to one thread, which adds in sample order: no atomics, and the same bits whatever the number of threads.
+:mod:`inf_nerf.field.vector_grid`.  Backward gives whole nodes, or levels of a node with many samples, to one thread,
+which adds in sample order: no atomics, and the same bits whatever the number of threads.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from inf_nerf.field.hash_grid import GridSpec
 from inf_nerf.field.heads import persistent_gradient
-from inf_nerf.field.numba_jobs import parts, run, run_end
+from inf_nerf.field.numba_jobs import STAMP, parts, run, run_end
 from inf_nerf.field.vector_code import LANES
 from inf_nerf.field.vector_grid import CORNERS, PIECE, deposit, fetch, find_corners
 
-BLOCK = 32_768  # samples that are taken level by level: one level of a large table is read this often, and no more
+BLOCK = 32_768  # samples of a node that are taken level by level; a level that is worth it is read ahead once for them
 LINE_BYTES = 64
 PARTS = 4  # for each thread, so that none waits long for the last one
 WARM_LINES = 24  # cache lines read ahead per sample at most; measured break-even is 25 to 30
@@ -48,7 +48,7 @@ class _Encode(torch.autograd.Function):
             raise IndexError(f"sample nodes reach from {int(node.min())} to {int(node.max())}, nodes are {len(table)}")
         xyz, node = xyz.detach().contiguous(), node.contiguous()
         if known is None:
-            features = torch.empty(len(xyz), spec.num_features)
+            features = torch.empty(len(xyz), spec.num_features, dtype=torch.float32)
             forward, _ = _kernels(spec.features_per_level)
             run(forward, parts(len(xyz)), *_arguments(spec, table, xyz, node, features))
         else:
@@ -88,7 +88,7 @@ def _owned_parts(node: np.ndarray, num_levels: int, threads: int) -> list[tuple[
 
 
 class Levels(NamedTuple):
-    """Of the hash grid, [L] each, with room behind for whole vectors."""
+    """Of the hash grid, [L] each, with room behind for whole vectors; L is at most PIECE."""
 
     scales: np.ndarray
     strides: np.ndarray  # vertices a side, 0 where hashed
@@ -100,6 +100,8 @@ class Levels(NamedTuple):
 @cache
 def levels_of(spec: GridSpec) -> Levels:
     """The levels as compiled code takes them."""
+    if spec.num_levels > PIECE:
+        raise ValueError(f"the numba grid takes at most {PIECE} levels, found {spec.num_levels}")
     strides = [0 if hashed else res for hashed, res in zip(spec.hashed, spec.resolutions, strict=True)]
     columns = (spec.scales, np.float32), (strides, np.uint32), (spec.sizes, np.uint32), (spec.offsets[:-1], np.uint32)
     arrays = [np.pad(np.array(values, kind), (0, LANES)) for values, kind in columns]
@@ -107,7 +109,7 @@ def levels_of(spec: GridSpec) -> Levels:
 
 
 def _arguments(spec: GridSpec, table: Tensor, xyz: Tensor, node: Tensor, values: Tensor) -> tuple[Any, ...]:
-    flat = [tensor.detach().reshape(-1).numpy() for tensor in (table, xyz, node, values)]
+    flat = [tensor.detach().view(-1).numpy() for tensor in (table, xyz, node, values)]
     return levels_of(spec), spec.num_entries, *flat
 
 
@@ -136,11 +138,12 @@ def _warm(table, first, count, per_line, num_samples):
 @cache
 def _kernels(num_features: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Forward and backward for F features per level, a constant that the compiler unrolls."""
-    per_line = LINE_BYTES // 4
+    per_line, stamp = LINE_BYTES // 4, STAMP
 
     @njit(nogil=True, cache=True)
     def forward(first, last, levels, num_entries, table, xyz, node, features):
         """Samples first to last."""
+        _ = stamp
         room = min(BLOCK, last - first) + LANES
         columns = np.zeros(3 * room, np.float32)
         rows, weights = np.empty(CORNERS * PIECE, np.uint32), np.empty(CORNERS * PIECE, np.float32)
@@ -165,6 +168,7 @@ def _kernels(num_features: int) -> tuple[Callable[..., Any], Callable[..., Any]]
     @njit(nogil=True, cache=True)
     def backward(first_level, last_level, first, last, levels, num_entries, gradient, xyz, node, grad_features):
         """Levels first to last of samples first to last."""
+        _ = stamp
         room = min(BLOCK, last - first) + LANES
         columns = np.zeros(3 * room, np.float32)
         rows, weights = np.empty(CORNERS * PIECE, np.uint32), np.empty(CORNERS * PIECE, np.float32)

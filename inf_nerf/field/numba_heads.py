@@ -7,6 +7,8 @@ they write it; where a node's samples reach into the next range, both parts are 
 not depend on the number of threads.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,11 +17,11 @@ from numba import njit
 from torch import Tensor
 
 from inf_nerf.field.heads import persistent_gradient
-from inf_nerf.field.numba_jobs import ranges, run, run_end
+from inf_nerf.field.numba_jobs import STAMP, ranges, run, run_end
 from inf_nerf.field.vector_code import LANES, SHORT, exponentials, gate, product, relus, sigmoids
 
 CHUNK = 128  # samples whose activations stay in the L2 cache
-RANGE = 8192  # samples of a range
+RANGE = 2048  # samples of a range
 STEEPEST = 15.0  # the gradient of exp is taken at most here, as in trunc_exp
 
 
@@ -82,9 +84,10 @@ class _Radiance(torch.autograd.Function):
         density_bias: np.float32,
     ) -> tuple[Tensor, Tensor]:
         features, given, node, ray = (value.contiguous() for value in (features, given, node, ray))
-        sigma, rgb = torch.empty(len(node)), torch.empty(len(node), 3)
+        sigma, rgb = features.new_empty(len(node)), features.new_empty(len(node), 3)
         inputs = _flat(features, given, node, ray, density_weights, colour_weights)
-        run(_forward, ranges(len(node), RANGE), sizes, *inputs, density_bias, *_flat(sigma, rgb))
+        forward, _ = _kernels()
+        run(forward, ranges(len(node), RANGE), sizes, *inputs, density_bias, *_flat(sigma, rgb))
         ctx.save_for_backward(features, given, node, ray, rgb)
         ctx.weights, ctx.sizes = (density_weights, colour_weights), sizes
         ctx.density_bias = density_bias
@@ -97,12 +100,13 @@ class _Radiance(torch.autograd.Function):
         needs_given = ctx.needs_input_grad[1]
         needs_weights = ctx.needs_input_grad[4]
         grad_features = torch.empty_like(features)
-        grad_given = torch.empty(len(node) if needs_given else 0, num_learned)
+        grad_given = features.new_empty(len(node) if needs_given else 0, num_learned)
         sinks = [persistent_gradient(leaf) if needs_weights else leaf.detach()[:0] for leaf in ctx.weights]
         inputs = _flat(features, given, node, ray, *ctx.weights)
         gradients = _flat(*(each.contiguous() for each in grad_outputs), grad_features, grad_given, *sinks)
+        _, backward = _kernels()
         jobs = ranges(len(node), RANGE)
-        edges = run(_backward, jobs, ctx.sizes, *inputs, ctx.density_bias, *_flat(rgb), *gradients)
+        edges = run(backward, jobs, ctx.sizes, *inputs, ctx.density_bias, *_flat(rgb), *gradients)
         for nodes, *shares in edges if needs_weights else ():
             for which, at in enumerate(nodes.tolist()):
                 if at >= 0:
@@ -116,7 +120,7 @@ class _Radiance(torch.autograd.Function):
 
 
 def _flat(*tensors: Tensor) -> list[np.ndarray]:
-    return [tensor.detach().reshape(-1).numpy() for tensor in tensors]
+    return [tensor.detach().view(-1).numpy() for tensor in tensors]
 
 
 @njit
@@ -204,113 +208,123 @@ def _activate(start, n, at, sizes, features, given, ray, density, colour, bias, 
     relus(x.two, 0, n * sizes.hidden)
 
 
-@njit(nogil=True, cache=True)
-def _forward(first, last, sizes, features, given, node, ray, density, colour, bias, sigma, rgb):
-    """Density and colour of samples first to last."""
-    _, _, _, fourth, colour_count = _counts(sizes)
-    x = _room(sizes)
-    outer = np.zeros(sizes.hidden * SHORT, np.float32)  # the last layer, three columns of a whole vector
-    before = -1
-    start = first
-    while start < last:
-        stop = run_end(node, start, last, CHUNK)
-        n, at = stop - start, node[start]
-        if at != before:
-            before = at
-            for i in range(sizes.hidden):
-                for c in range(3):
-                    outer[i * SHORT + c] = colour[at * colour_count + fourth + 3 * i + c]
-        _activate(start, n, at, sizes, features, given, ray, density, colour, bias, x)
-        _layer(n, sizes.hidden, SHORT, x.two, 0, outer, 0, x.seen)
-        sigmoids(x.seen, 0, n * SHORT)
-        exponentials(x.sigma, 0, n)
-        for q in range(n):
-            sigma[start + q] = x.sigma[q]
-            for c in range(3):
-                rgb[3 * (start + q) + c] = x.seen[q * SHORT + c]
-        start = stop
+@cache
+def _kernels() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Forward and backward."""
+    stamp = STAMP
 
-
-@njit(nogil=True, cache=True)
-def _backward(
-    first, last, sizes, features, given, node, ray, density, colour, bias, rgb,
-    grad_sigma, grad_rgb, grad_features, grad_given, density_sink, colour_sink,
-):  # fmt: skip
-    """Gradients of samples first to last.
-
-    Returns the nodes [2] that the range shares with the one before and the one behind, -1 for none, and the gradients
-    of their weights, which are not written.
-    """
-    second, density_count, third, fourth, colour_count = _counts(sizes)
-    num_geo = sizes.out - 1
-    num_back = min((num_geo + sizes.learned + LANES - 1) // LANES * LANES, sizes.inputs)
-    x, grad = _room(sizes), _room(sizes)
-    density_turned, colour_turned = np.zeros(density_count, np.float32), np.zeros(colour_count, np.float32)
-    density_grad, colour_grad = np.zeros(density_count, np.float32), np.zeros(colour_count, np.float32)
-    outer_grad = np.zeros(sizes.hidden * SHORT, np.float32)
-    edge_nodes = np.full(2, -1, np.int64)
-    edge_density, edge_colour = np.zeros(2 * density_count, np.float32), np.zeros(2 * colour_count, np.float32)
-    before = -1
-    start = first
-    while start < last:
-        stop = run_end(node, start, last, CHUNK)
-        n, at = stop - start, node[start]
-        if at != before:
-            before = at
-            own, its = at * density_count, at * colour_count
-            _transpose(density, own, sizes.features, sizes.inner, density_turned, 0)
-            _transpose(density, own + second, sizes.inner, sizes.out, density_turned, second)
-            _transpose(colour, its, sizes.inputs, sizes.hidden, colour_turned, 0)
-            _transpose(colour, its + third, sizes.hidden, sizes.hidden, colour_turned, third)
-            _transpose(colour, its + fourth, sizes.hidden, 3, colour_turned, fourth)
-            _clear(density_grad)
-            _clear(colour_grad)
-            _clear(outer_grad)
-        _activate(start, n, at, sizes, features, given, ray, density, colour, bias, x)
-        for q in range(n):
-            for c in range(3):
-                shade = rgb[3 * (start + q) + c]
-                grad.seen[q * SHORT + c] = grad_rgb[3 * (start + q) + c] * shade * (np.float32(1) - shade)
-        _learn(n, sizes.hidden, SHORT, x.two, 0, grad.seen, outer_grad, 0)
-        _back(n, sizes.hidden, 3, grad.seen, SHORT, colour_turned, fourth, sizes.hidden, grad.two, 0)
-        gate(grad.two, x.two, n * sizes.hidden)  # a ReLU lets no gradient through where it was 0
-        _learn(n, sizes.hidden, sizes.hidden, x.one, 0, grad.two, colour_grad, third)
-        _back(n, sizes.hidden, sizes.hidden, grad.two, sizes.hidden, colour_turned, third, sizes.hidden, grad.one, 0)
-        gate(grad.one, x.one, n * sizes.hidden)
-        _learn(n, sizes.inputs, sizes.hidden, x.inputs, 0, grad.one, colour_grad, 0)
-        _back(n, num_back, sizes.hidden, grad.one, sizes.hidden, colour_turned, 0, sizes.inputs, grad.inputs, 0)
-        for q in range(n):
-            x.sigma[q] = min(max(x.sigma[q], np.float32(-STEEPEST)), np.float32(STEEPEST))
-        exponentials(x.sigma, 0, n)
-        for q in range(n):
-            grad.head[q * sizes.out] = grad_sigma[start + q] * x.sigma[q]
-            for j in range(num_geo):
-                shade = x.inputs[q * sizes.inputs + j]
-                grad.head[q * sizes.out + 1 + j] = grad.inputs[q * num_back + j] * shade * (np.float32(1) - shade)
-        if len(grad_given) > 0:
+    @njit(nogil=True, cache=True)
+    def forward(first, last, sizes, features, given, node, ray, density, colour, bias, sigma, rgb):
+        """Density and colour of samples first to last."""
+        _ = stamp
+        _, _, _, fourth, colour_count = _counts(sizes)
+        x = _room(sizes)
+        outer = np.zeros(sizes.hidden * SHORT, np.float32)  # the last layer, three columns of a whole vector
+        before = -1
+        start = first
+        while start < last:
+            stop = run_end(node, start, last, CHUNK)
+            n, at = stop - start, node[start]
+            if at != before:
+                before = at
+                for i in range(sizes.hidden):
+                    for c in range(3):
+                        outer[i * SHORT + c] = colour[at * colour_count + fourth + 3 * i + c]
+            _activate(start, n, at, sizes, features, given, ray, density, colour, bias, x)
+            _layer(n, sizes.hidden, SHORT, x.two, 0, outer, 0, x.seen)
+            sigmoids(x.seen, 0, n * SHORT)
+            exponentials(x.sigma, 0, n)
             for q in range(n):
-                for j in range(sizes.learned):
-                    grad_given[(start + q) * sizes.learned + j] = grad.inputs[q * num_back + num_geo + j]
-        _learn(n, sizes.inner, sizes.out, x.inner, 0, grad.head, density_grad, second)
-        _back(n, sizes.inner, sizes.out, grad.head, sizes.out, density_turned, second, sizes.inner, grad.inner, 0)
-        gate(grad.inner, x.inner, n * sizes.inner)
-        wide, place = sizes.features, start * sizes.features
-        _learn(n, wide, sizes.inner, features, place, grad.inner, density_grad, 0)
-        _back(n, wide, sizes.inner, grad.inner, sizes.inner, density_turned, 0, wide, grad_features, place)
-        if (stop == last or node[stop] != at) and len(density_sink) > 0:
-            for i in range(sizes.hidden):
+                sigma[start + q] = x.sigma[q]
                 for c in range(3):
-                    colour_grad[fourth + 3 * i + c] = outer_grad[i * SHORT + c]
-            if first > 0 and node[first - 1] == at:
-                edge_nodes[0] = at
-                _add(edge_density, 0, density_grad)
-                _add(edge_colour, 0, colour_grad)
-            elif stop == last and last < len(node) and node[last] == at:
-                edge_nodes[1] = at
-                _add(edge_density, density_count, density_grad)
-                _add(edge_colour, colour_count, colour_grad)
-            else:
-                _add(density_sink, at * density_count, density_grad)
-                _add(colour_sink, at * colour_count, colour_grad)
-        start = stop
-    return edge_nodes, edge_density, edge_colour
+                    rgb[3 * (start + q) + c] = x.seen[q * SHORT + c]
+            start = stop
+
+    @njit(nogil=True, cache=True)
+    def backward(
+        first, last, sizes, features, given, node, ray, density, colour, bias, rgb,
+        grad_sigma, grad_rgb, grad_features, grad_given, density_sink, colour_sink,
+    ):  # fmt: skip
+        """Gradients of samples first to last.
+
+        Returns the nodes [2] that the range shares with the one before and the one behind, -1 for none, and the
+        gradients of their weights, which are not written.
+        """
+        _ = stamp
+        second, density_count, third, fourth, colour_count = _counts(sizes)
+        num_geo = sizes.out - 1
+        num_back = min((num_geo + sizes.learned + LANES - 1) // LANES * LANES, sizes.inputs)
+        x, grad = _room(sizes), _room(sizes)
+        density_turned, colour_turned = np.zeros(density_count, np.float32), np.zeros(colour_count, np.float32)
+        density_grad, colour_grad = np.zeros(density_count, np.float32), np.zeros(colour_count, np.float32)
+        outer_grad = np.zeros(sizes.hidden * SHORT, np.float32)
+        edge_nodes = np.full(2, -1, np.int64)
+        edge_density, edge_colour = np.zeros(2 * density_count, np.float32), np.zeros(2 * colour_count, np.float32)
+        before = -1
+        start = first
+        while start < last:
+            stop = run_end(node, start, last, CHUNK)
+            n, at = stop - start, node[start]
+            if at != before:
+                before = at
+                own, its = at * density_count, at * colour_count
+                _transpose(density, own, sizes.features, sizes.inner, density_turned, 0)
+                _transpose(density, own + second, sizes.inner, sizes.out, density_turned, second)
+                _transpose(colour, its, sizes.inputs, sizes.hidden, colour_turned, 0)
+                _transpose(colour, its + third, sizes.hidden, sizes.hidden, colour_turned, third)
+                _transpose(colour, its + fourth, sizes.hidden, 3, colour_turned, fourth)
+                _clear(density_grad)
+                _clear(colour_grad)
+                _clear(outer_grad)
+            _activate(start, n, at, sizes, features, given, ray, density, colour, bias, x)
+            for q in range(n):
+                for c in range(3):
+                    shade = rgb[3 * (start + q) + c]
+                    grad.seen[q * SHORT + c] = grad_rgb[3 * (start + q) + c] * shade * (np.float32(1) - shade)
+            _learn(n, sizes.hidden, SHORT, x.two, 0, grad.seen, outer_grad, 0)
+            _back(n, sizes.hidden, 3, grad.seen, SHORT, colour_turned, fourth, sizes.hidden, grad.two, 0)
+            gate(grad.two, x.two, n * sizes.hidden)  # a ReLU lets no gradient through where it was 0
+            _learn(n, sizes.hidden, sizes.hidden, x.one, 0, grad.two, colour_grad, third)
+            _back(
+                n, sizes.hidden, sizes.hidden, grad.two, sizes.hidden, colour_turned, third, sizes.hidden, grad.one, 0
+            )
+            gate(grad.one, x.one, n * sizes.hidden)
+            _learn(n, sizes.inputs, sizes.hidden, x.inputs, 0, grad.one, colour_grad, 0)
+            _back(n, num_back, sizes.hidden, grad.one, sizes.hidden, colour_turned, 0, sizes.inputs, grad.inputs, 0)
+            for q in range(n):
+                x.sigma[q] = min(max(x.sigma[q], np.float32(-STEEPEST)), np.float32(STEEPEST))
+            exponentials(x.sigma, 0, n)
+            for q in range(n):
+                grad.head[q * sizes.out] = grad_sigma[start + q] * x.sigma[q]
+                for j in range(num_geo):
+                    shade = x.inputs[q * sizes.inputs + j]
+                    grad.head[q * sizes.out + 1 + j] = grad.inputs[q * num_back + j] * shade * (np.float32(1) - shade)
+            if len(grad_given) > 0:
+                for q in range(n):
+                    for j in range(sizes.learned):
+                        grad_given[(start + q) * sizes.learned + j] = grad.inputs[q * num_back + num_geo + j]
+            _learn(n, sizes.inner, sizes.out, x.inner, 0, grad.head, density_grad, second)
+            _back(n, sizes.inner, sizes.out, grad.head, sizes.out, density_turned, second, sizes.inner, grad.inner, 0)
+            gate(grad.inner, x.inner, n * sizes.inner)
+            wide, place = sizes.features, start * sizes.features
+            _learn(n, wide, sizes.inner, features, place, grad.inner, density_grad, 0)
+            _back(n, wide, sizes.inner, grad.inner, sizes.inner, density_turned, 0, wide, grad_features, place)
+            if (stop == last or node[stop] != at) and len(density_sink) > 0:
+                for i in range(sizes.hidden):
+                    for c in range(3):
+                        colour_grad[fourth + 3 * i + c] = outer_grad[i * SHORT + c]
+                if first > 0 and node[first - 1] == at:
+                    edge_nodes[0] = at
+                    _add(edge_density, 0, density_grad)
+                    _add(edge_colour, 0, colour_grad)
+                elif stop == last and last < len(node) and node[last] == at:
+                    edge_nodes[1] = at
+                    _add(edge_density, density_count, density_grad)
+                    _add(edge_colour, colour_count, colour_grad)
+                else:
+                    _add(density_sink, at * density_count, density_grad)
+                    _add(colour_sink, at * colour_count, colour_grad)
+            start = stop
+        return edge_nodes, edge_density, edge_colour
+
+    return forward, backward

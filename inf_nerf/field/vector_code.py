@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, config
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 # Numbers of one vector: what a register holds, at least eight (LLVM splits a vector where registers are shorter).
-LANES = 16 if get_host_cpu_features().get("avx512f") else 8
+_TARGET = config.CPU_FEATURES or (get_host_cpu_features() if config.CPU_NAME in (None, "host") else "")
+LANES = 16 if "+avx512f" in _TARGET else 8
 ROWS, VECTORS = LANES // 2, 2  # of the result that are held in registers at once
 SHORT = 8  # numbers of a narrower vector for what is left of a row
 CHAINS = 8  # sums under way at once for a single row, to hide the time that one multiplication takes

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from inf_nerf.field.field import Field
 from inf_nerf.field.numba_grid import levels_of
-from inf_nerf.field.numba_jobs import parts, run
+from inf_nerf.field.numba_jobs import STAMP, parts, ranges, run
 from inf_nerf.field.occupancy import Occupancy
 from inf_nerf.field.vector_code import LANES, apply, relus, sigmoids
 from inf_nerf.field.vector_grid import CORNERS, PIECE, fetch, find_level_corners
@@ -28,6 +28,7 @@ from inf_nerf.render.foreground import ENDLESS, INVISIBLE, Foreground, LitSample
 from inf_nerf.render.numba_space import Grids, Tree, is_occupied, local, may_hold, neighbour, route
 from inf_nerf.render.sampling import STEPS_PER_INTERVAL, Steps
 
+RANGE = 1024  # rays that a thread follows before it takes others
 FIRST_CAPACITY = 16  # samples a ray that room is made for at first
 
 
@@ -79,7 +80,8 @@ def foreground(
     _, seen = _kernels(field.spec.features_per_level, field.density_sizes, field.colour_sizes)
     given = field.colour_given(steps.direction, looks[steps.hit]).detach().numpy()
     arguments = (*_arguments(steps, octree, occupancy, empty_space, field), given, np.float32(lod_blend))
-    per_ray, share, touched, counts = zip(*run(seen, parts(len(steps.hit)), *arguments), strict=True)
+    # ranges that do not depend on the number of threads, as the sums of their shares do not then
+    per_ray, share, touched, counts = zip(*run(seen, ranges(len(steps.hit), RANGE), *arguments), strict=True)
     sums = torch.zeros(len(looks), 7)
     sums[:, 6] = 1
     sums[steps.hit] = torch.from_numpy(np.concatenate(per_ray))
@@ -163,10 +165,11 @@ def _kernels(
     """``lit_samples`` and ``foreground`` of rays first to last, compiled for the sizes of a field."""
     wide, density_hidden, density_out = density_sizes
     hidden, num_geo = colour_sizes[1], density_out - 1
-    num_given = colour_sizes[0] - num_geo
+    num_given, stamp = colour_sizes[0] - num_geo, STAMP
 
     @njit(nogil=True, cache=True)
     def lit(first, last, rays, tree, grids, levels, weights):
+        _ = stamp
         room = max(1, (last - first) * FIRST_CAPACITY)
         ray, t, node = np.empty(room, np.int64), np.empty(room, np.float32), np.empty(room, np.int64)
         foreign, ends = np.empty(room, np.bool_), np.empty(room, np.bool_)
@@ -212,6 +215,7 @@ def _kernels(
     @njit(nogil=True, cache=True)
     def seen(first, last, rays, tree, grids, levels, weights, given, lod_blend):
         """Per ray [7]: colour, distance, level, foreign, light left; per node: share, touched; samples."""
+        _ = stamp
         result = np.zeros((last - first, 7), np.float32)
         share, touched = np.zeros(len(tree.gsd)), np.zeros(len(tree.gsd), np.bool_)
         features, inner = np.empty(wide, np.float32), np.empty(density_hidden + LANES, np.float32)

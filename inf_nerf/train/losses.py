@@ -107,32 +107,37 @@ class NodeLosses:
 
     def transparency(self, model: Model, drawn: list[tuple[int, torch.Generator]]) -> Tensor:
         """Mean of 1 - exp(-sigma gsd) over the drawn nodes: empty unless photos say otherwise."""
-        terms = [
-            -torch.expm1(-_density_at(model, node, self._points(generator)) * self.octree.gsd[node]).mean()
-            for node, generator in drawn
-        ]
-        return _total(terms, model) / self.config.regularised_nodes
+        if not drawn:
+            return self.octree.gsd.new_zeros(())
+        node, xyz = self._points(drawn)
+        sigma = _density_at(model, node[:, None].expand(xyz.shape[:-1]), xyz)
+        return -torch.expm1(-sigma * self.octree.gsd[node, None]).mean(1).sum() / self.config.regularised_nodes
 
     def consistency(self, model: Model, drawn: list[tuple[int, torch.Generator]]) -> Tensor:
         """Squared difference between a parent's transparency at a point and its child's, averaged over the 7-point
         stencil one child gsd wide: a parent is the child seen coarsely.  Gradients reach both."""
-        terms = []
-        for child, generator in drawn:
-            parent = int(self.octree.parent[child])
-            gsd, side = self.octree.gsd[child], 2 * self.octree.half[child]
-            reach = gsd / side
-            centre = self._points(generator).to(reach) * (1 - 2 * reach) + reach  # child-local, room for the stencil
-            offsets = torch.cat((torch.zeros(1, 3), torch.eye(3), -torch.eye(3))).to(reach) * reach
-            stencil = (centre[:, None] + offsets).view(-1, 3)
-            fine = torch.exp(-_density_at(model, child, stencil) * gsd).view(-1, 7).mean(1)
-            scene = self.octree.centre[child] + (centre - 0.5) * side
-            index = torch.full((len(scene),), parent, dtype=torch.int64, device=scene.device)
-            coarse = torch.exp(-_density_at(model, parent, self.octree.to_local(scene, index)) * gsd)
-            terms.append((fine - coarse).square().mean())
-        return _total(terms, model) / self.config.regularised_nodes
+        if not drawn:
+            return self.octree.gsd.new_zeros(())
+        child, points = self._points(drawn)  # [D], [D, P, 3]
+        parent, gsd, side = self.octree.parent[child], self.octree.gsd[child], 2 * self.octree.half[child]
+        reach = (gsd / side)[:, None, None]
+        centre = points * (1 - 2 * reach) + reach  # child-local, room for the stencil
+        offsets = torch.cat((torch.zeros(1, 3), torch.eye(3), -torch.eye(3))).to(reach)
+        stencil = centre[:, :, None] + offsets * reach[..., None]  # [D, P, 7, 3]
+        scene = self.octree.centre[child, None] + (centre - 0.5) * side[:, None, None]
+        above = self.octree.to_local(scene.flatten(0, 1), parent.repeat_interleave(scene.shape[1])).view_as(scene)
+        at_points = torch.cat((stencil, above[:, :, None]), dim=2)  # [D, P, 8, 3]
+        node = torch.cat((child[:, None].expand(-1, 7), parent[:, None]), dim=1)  # [D, 8]
+        sigma = _density_at(model, node[:, None].expand(at_points.shape[:-1]), at_points)
+        seen = torch.exp(-sigma * gsd[:, None, None])
+        difference = seen[..., :7].mean(2) - seen[..., 7]
+        return difference.square().mean(1).sum() / self.config.regularised_nodes
 
-    def _points(self, generator: torch.Generator) -> Tensor:
-        return torch.rand(self.config.regularised_points, 3, generator=generator)
+    def _points(self, drawn: list[tuple[int, torch.Generator]]) -> tuple[Tensor, Tensor]:
+        """The drawn nodes [D] and their points [D, P, 3], node-local."""
+        count, device = self.config.regularised_points, self.octree.gsd.device
+        points = torch.stack([torch.rand(count, 3, generator=generator) for _, generator in drawn])
+        return torch.tensor([node for node, _ in drawn], device=device), points.to(device)
 
 
 def appearance_prior(appearance: Tensor, photo: Tensor, batch_size: int) -> Tensor:
@@ -140,12 +145,8 @@ def appearance_prior(appearance: Tensor, photo: Tensor, batch_size: int) -> Tens
     return appearance[photo].square().sum() / (batch_size * max(1, appearance.shape[1]))
 
 
-def _density_at(model: Model, node: int, xyz: Tensor) -> Tensor:
-    """Density [Q] of one node at node-local points."""
-    index = torch.full((len(xyz),), node, dtype=torch.int64, device=model.octree.gsd.device)
-    sigma, _ = model.field.density(xyz.to(model.octree.gsd.device), index)
-    return sigma
-
-
-def _total(terms: list[Tensor], model: Model) -> Tensor:
-    return torch.stack(terms).sum() if terms else model.octree.gsd.new_zeros(())
+def _density_at(model: Model, node: Tensor, xyz: Tensor) -> Tensor:
+    """Density [...] of nodes [...] at node-local points [..., 3]."""
+    ascending, order = torch.sort(node.flatten(), stable=True)
+    sigma, _ = model.field.density(xyz.flatten(0, -2)[order], ascending)
+    return torch.empty_like(sigma).index_copy(0, order, sigma).view(node.shape)

@@ -29,7 +29,7 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("together", [False, True])
-@pytest.mark.parametrize("lookup", ["complex", "index"])
+@pytest.mark.parametrize("lookup", ["complex", "index", "one table"])
 @pytest.mark.parametrize("nodes", [1, 8])
 def test_loss_and_all_gradients_equal_ours(nodes: int, lookup: Lookup, together: bool) -> None:
     work, packed = make_workload(nodes, 40, 6), PackedStep(small_field(nodes))

@@ -6,7 +6,6 @@ A pixel is the mean of 2 x 2 samples that tile it, or of 3 x 3 where those disag
 """
 
 import functools
-import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from inf_nerf.files import sha256_file
+from inf_nerf.files import fingerprint
 from inf_nerf.scene.city.facade import flat_roof, leaves, pitched_roof, wall
 from inf_nerf.scene.city.ground import ground
 from inf_nerf.scene.city.solids import BOX, ELLIPSOID, GABLE_X, GABLE_Y, HIP, LEAVES, TILES, City
@@ -312,8 +311,7 @@ def _kernels() -> tuple[Any, Any]:
     Numba looks for changes only in the file of the entry itself.  The digest of all files is therefore made part of the
     entries: a changed texture is never served from an old compilation.
     """
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    digest = int.from_bytes(hashlib.sha256("".join(map(sha256_file, files)).encode()).digest()[:7])
+    digest = fingerprint(Path(__file__).parent.glob("*.py"))
     keep: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
 
     @keep
