@@ -121,6 +121,22 @@ def test_a_frozen_field_passes_gradients_on_and_collects_none() -> None:
     assert not field.colour_weights.grad.any() and not field.touched.any()
 
 
+@pytest.mark.parametrize(("name", "wrong"), [("ray", 30), ("ray", -1), ("node", 5), ("node", -1)])
+def test_a_ray_or_node_that_does_not_exist_is_refused(name: str, wrong: int) -> None:
+    field, _ = pair()
+    given = inputs([2, 1, 0, 1, 0], 5)
+    index = given.pop(name).clone()
+    index[0 if wrong < 0 else -1] = wrong
+    features, given_rays = (
+        torch.zeros(4, field.spec.num_features),
+        field.colour_given(*(given[k] for k in ("direction", "appearance"))),
+    )
+    order = {"node": index, "ray": given["ray"]} if name == "node" else {"node": given["node"], "ray": index}
+    weights = (field.density_weights, field.colour_weights, field.density_sizes, field.colour_sizes)
+    with pytest.raises(IndexError, match=f"name a {name}"):
+        numba_heads.radiance(features, given_rays, order["node"], order["ray"], *weights, 0.0, 5)
+
+
 def test_no_samples() -> None:
     field, _ = pair()
     sigma, rgb, gradients = run(field, inputs([0, 0, 0, 0, 0], 5))
