@@ -18,8 +18,9 @@ from inf_nerf.octree.routing import route
 from inf_nerf.octree.topology import BACKGROUND_KEY, Octree
 from inf_nerf.render.compositing import DARK, along_rays, composite
 from inf_nerf.render.empty_space import EmptySpace
-from inf_nerf.render.foreground import INVISIBLE, Foreground, LitSamples, foreground, lit_samples, shaded
+from inf_nerf.render.foreground import Foreground, LitSamples, foreground, lit_samples, shaded
 from inf_nerf.render.sampling import (
+    THIN,
     Samples,
     Steps,
     cube_span,
@@ -31,7 +32,6 @@ from inf_nerf.render.sampling import (
 from inf_nerf.scene.cameras import Rays
 
 OPAQUE = math.exp(-DARK)  # transmittance below which nothing behind is looked at
-THIN = 1e-6  # least density of the background, so that its endless last sample stops what light is left
 UNTRAINED = 0.8  # share of the initial density above which a field may just not have been trained
 
 
@@ -228,17 +228,15 @@ class Model:
         if count == 0 or len(which) == 0:
             return behind, beyond
         samples = sample_background(rays, which, leave, count, generator)
+        direction, looks = rays.direction[which], looks[which]
+        if not torch.is_grad_enabled() and self._traces:
+            from inf_nerf.render import numba_trace
+
+            rgb = numba_trace.background(samples, self.background, self.field, direction, looks)
+            return behind.index_copy(0, which, rgb), beyond
         xyz = samples.xyz.reshape(-1, 3)
         ray = torch.arange(len(which), device=xyz.device).repeat_interleave(count)
         node = torch.full((len(xyz),), self.background, dtype=torch.int64, device=xyz.device)
-        direction, looks, delta = rays.direction[which], looks[which], samples.delta.reshape(-1)
-        if torch.is_grad_enabled():
-            sigma, rgb = self.field.radiance(xyz, node, direction, looks, ray)
-            weights, _ = composite(sigma.clamp_min(THIN), delta, ray, len(which))
-        else:
-            sigma, geo = self.field.density(xyz, node)
-            weights, _ = composite(sigma.clamp_min(THIN), delta, ray, len(which))
-            seen = torch.nonzero(~(weights <= INVISIBLE)).squeeze(1)  # NaN is to be seen
-            weights, ray, geo, node = (value[seen] for value in (weights, ray, geo, node))
-            rgb = self.field.colour(geo, direction, looks, node, ray)
+        sigma, rgb = self.field.radiance(xyz, node, direction, looks, ray)
+        weights, _ = composite(sigma.clamp_min(THIN), samples.delta.reshape(-1), ray, len(which))
         return behind.index_copy(0, which, along_rays(weights, rgb, ray, len(which))), beyond

@@ -26,7 +26,7 @@ from inf_nerf.render.compositing import DARK, OPAQUE_DEPTH
 from inf_nerf.render.empty_space import EmptySpace
 from inf_nerf.render.foreground import ENDLESS, INVISIBLE, Foreground, LitSamples
 from inf_nerf.render.numba_space import Grids, Tree, is_occupied, local, may_hold, neighbour, route
-from inf_nerf.render.sampling import STEPS_PER_INTERVAL, Steps
+from inf_nerf.render.sampling import STEPS_PER_INTERVAL, THIN, BackgroundSamples, Steps
 
 RANGE = 1024  # rays that a thread follows before it takes others
 FIRST_CAPACITY = 16  # samples a ray that room is made for at first
@@ -58,7 +58,7 @@ def lit_samples(
     steps: Steps, octree: Octree, occupancy: Occupancy, empty_space: EmptySpace, field: Field
 ) -> LitSamples:
     """As :func:`inf_nerf.render.foreground.lit_samples` of the samples on these steps."""
-    lit, _ = _kernels(field.spec.features_per_level, field.density_sizes, field.colour_sizes)
+    lit, _, _ = _kernels(field.spec.features_per_level, field.density_sizes, field.colour_sizes)
     found = run(lit, parts(len(steps.hit)), *_arguments(steps, octree, occupancy, empty_space, field))
     ray, t, node, foreign, ends, features = (
         torch.from_numpy(part[0] if len(part) == 1 else np.concatenate(part)) for part in zip(*found, strict=True)
@@ -77,7 +77,7 @@ def foreground(
     lod_blend: float,
 ) -> Foreground:
     """As :func:`inf_nerf.render.foreground.foreground` of the samples on these steps of R rays."""
-    _, seen = _kernels(field.spec.features_per_level, field.density_sizes, field.colour_sizes)
+    _, seen, _ = _kernels(field.spec.features_per_level, field.density_sizes, field.colour_sizes)
     given = field.colour_given(steps.direction, looks[steps.hit]).detach().numpy()
     arguments = (*_arguments(steps, octree, occupancy, empty_space, field), given, np.float32(lod_blend))
     # ranges that do not depend on the number of threads, as the sums of their shares do not then
@@ -97,15 +97,27 @@ def foreground(
     )
 
 
+def background(samples: BackgroundSamples, node: int, field: Field, direction: Tensor, looks: Tensor) -> Tensor:
+    """Colours [R', 3] of what lies beyond the cube, for rays with ``direction`` [R', 3] and appearance [R', A]."""
+    _, _, behind = _kernels(field.spec.features_per_level, field.density_sizes, field.colour_sizes)
+    given = field.colour_given(direction, looks).detach().numpy()
+    arrays = [np.ascontiguousarray(value.numpy()) for value in (samples.xyz, samples.delta)]
+    found = run(behind, ranges(len(given), RANGE), *arrays, node, levels_of(field.spec), _weights(field), given)
+    return torch.from_numpy(np.concatenate(found))
+
+
 def _arguments(
     steps: Steps, octree: Octree, occupancy: Occupancy, empty_space: EmptySpace, field: Field
 ) -> tuple[Any, ...]:
     rays = _Rays(*(np.ascontiguousarray(getattr(steps, name).numpy()) for name in _Rays._fields))
     tree, grids = Tree.of(octree), Grids.of(occupancy, empty_space)
+    return rays, tree, grids, levels_of(field.spec), _weights(field)
+
+
+def _weights(field: Field) -> _Weights:
     density, colour = (leaf.detach().numpy() for leaf in (field.density_weights, field.colour_weights))
-    tables = field.tables.detach().reshape(-1).numpy()
-    weights = _Weights(tables, field.spec.num_entries, density, colour, np.float32(field.density_bias))
-    return rays, tree, grids, levels_of(field.spec), weights
+    tables = field.tables.detach().view(-1).numpy()
+    return _Weights(tables, field.spec.num_entries, density, colour, np.float32(field.density_bias))
 
 
 @njit(inline="always")
@@ -114,6 +126,64 @@ def _encode(x, y, z, node, num_features, levels, weights, rows, shares, features
     find_level_corners(x, y, z, levels.count, levels.scales, levels.strides, levels.sizes, levels.offsets, rows, shares)
     first = node * weights.num_entries * num_features
     fetch(num_features, levels.count, weights.tables, first, rows, shares, features, 0, num_features)
+
+
+class _Room(NamedTuple):
+    """Room for the layers of one sample."""
+
+    rows: np.ndarray
+    shares: np.ndarray
+    inner: np.ndarray
+    geo: np.ndarray
+    base: np.ndarray  # what direction and appearance of a ray add to the first hidden layer of colour
+    one: np.ndarray
+    two: np.ndarray
+    rgb: np.ndarray
+
+
+@njit
+def _room(density_hidden, num_geo, hidden):
+    return _Room(
+        np.empty(CORNERS * PIECE, np.uint32),
+        np.empty(CORNERS * PIECE, np.float32),
+        np.empty(density_hidden + LANES, np.float32),
+        np.empty(num_geo + LANES, np.float32),
+        np.empty(hidden, np.float32),
+        np.empty(hidden + LANES, np.float32),
+        np.empty(hidden + LANES, np.float32),
+        np.empty(LANES, np.float32),
+    )
+
+
+@njit(inline="always")
+def _density(x, y, z, node, per_level, wide, hidden, out, levels, weights, room, features, head):
+    """Density at a local position in a node; leaves its features and the density head's output behind."""
+    _encode(x, y, z, node, per_level, levels, weights, room.rows, room.shares, features)
+    apply(wide, hidden, weights.density[node], 0, features, room.inner)
+    relus(room.inner, 0, hidden)
+    apply(hidden, out, weights.density[node], wide * hidden, room.inner, head)
+    return np.exp(head[0] + weights.bias)
+
+
+@njit(inline="always")
+def _add_base(node, num_geo, num_given, hidden, given, weights, room):
+    apply(num_given, hidden, weights.colour[node], num_geo * hidden, given, room.base)
+
+
+@njit(inline="always")
+def _colour(node, num_geo, num_given, hidden, head, weights, room):
+    """The colour behind a density head's output, in ``room.rgb``; :func:`_add_base` comes first."""
+    for i in range(num_geo):
+        room.geo[i] = head[i + 1]
+    sigmoids(room.geo, 0, num_geo)
+    second = (num_geo + num_given) * hidden
+    apply(num_geo, hidden, weights.colour[node], 0, room.geo, room.one)
+    for i in range(hidden):
+        room.one[i] = max(room.one[i] + room.base[i], np.float32(0))
+    apply(hidden, hidden, weights.colour[node], second, room.one, room.two)
+    relus(room.two, 0, hidden)
+    apply(hidden, 3, weights.colour[node], second + hidden * hidden, room.two, room.rgb)
+    sigmoids(room.rgb, 0, 3)
 
 
 @njit(inline="always")
@@ -161,8 +231,8 @@ def _grown(array, count, room):
 @cache
 def _kernels(
     per_level: int, density_sizes: tuple[int, ...], colour_sizes: tuple[int, ...]
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """``lit_samples`` and ``foreground`` of rays first to last, compiled for the sizes of a field."""
+) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """``lit_samples``, ``foreground`` and ``background`` of rays first to last, compiled for the sizes of a field."""
     wide, density_hidden, density_out = density_sizes
     hidden, num_geo = colour_sizes[1], density_out - 1
     num_given, stamp = colour_sizes[0] - num_geo, STAMP
@@ -174,8 +244,7 @@ def _kernels(
         ray, t, node = np.empty(room, np.int64), np.empty(room, np.float32), np.empty(room, np.int64)
         foreign, ends = np.empty(room, np.bool_), np.empty(room, np.bool_)
         features = np.empty((room, wide), np.float32)
-        inner, head = np.empty(density_hidden + LANES, np.float32), np.empty(density_out, np.float32)
-        rows, shares = np.empty(CORNERS * PIECE, np.uint32), np.empty(CORNERS * PIECE, np.float32)
+        own, head = _room(density_hidden, num_geo, hidden), np.empty(density_out, np.float32)
         count = 0
         for r in range(first, last):
             num_intervals, interval_growth, interval_share, growth, step_share, start = _pace(r, rays)
@@ -199,11 +268,11 @@ def _kernels(
                     at, stands_in = route(x, y, z, distance * rays.radius[r], at, tree)
                     x, y, z = local(x, y, z, at, tree)
                     if is_occupied(x, y, z, at, grids):
-                        _encode(x, y, z, at, per_level, levels, weights, rows, shares, features[count])
-                        apply(wide, density_hidden, weights.density[at], 0, features[count], inner)
-                        relus(inner, 0, density_hidden)
-                        apply(density_hidden, density_out, weights.density[at], wide * density_hidden, inner, head)
-                        depth += min(np.exp(head[0] + weights.bias) * (distance * step_share), OPAQUE_DEPTH)
+                        sigma = _density(
+                            x, y, z, at, per_level, wide, density_hidden, density_out, levels, weights, own,
+                            features[count], head,
+                        )  # fmt: skip
+                        depth += min(sigma * (distance * step_share), OPAQUE_DEPTH)
                         ray[count], t[count], node[count], foreign[count] = r, distance, at, stands_in
                         ends[count] = depth >= DARK
                         count += 1
@@ -218,14 +287,8 @@ def _kernels(
         _ = stamp
         result = np.zeros((last - first, 7), np.float32)
         share, touched = np.zeros(len(tree.gsd)), np.zeros(len(tree.gsd), np.bool_)
-        features, inner = np.empty(wide, np.float32), np.empty(density_hidden + LANES, np.float32)
-        rows, shares = np.empty(CORNERS * PIECE, np.uint32), np.empty(CORNERS * PIECE, np.float32)
+        own, features = _room(density_hidden, num_geo, hidden), np.empty(wide, np.float32)
         head, second_head = np.empty(density_out, np.float32), np.empty(density_out, np.float32)
-        base, activation = np.empty(hidden, np.float32), np.empty(hidden, np.float32)
-        last_hidden, geo = np.empty(hidden + LANES, np.float32), np.empty(num_geo + LANES, np.float32)
-        rgb = np.empty(LANES, np.float32)
-        second_layer = colour_sizes[0] * hidden
-        third_layer = second_layer + hidden * hidden
         count = 0
         for r in range(first, last):
             num_intervals, interval_growth, interval_share, growth, step_share, start = _pace(r, rays)
@@ -258,11 +321,10 @@ def _kernels(
                     for turn in range(2 if mix > 0 else 1):  # the second node first, so that `head` is `at`'s own
                         which = second if turn == 0 and mix > 0 else at
                         a, b, c = local(x, y, z, which, tree)
-                        _encode(a, b, c, which, per_level, levels, weights, rows, shares, features)
-                        apply(wide, density_hidden, weights.density[which], 0, features, inner)
-                        relus(inner, 0, density_hidden)
-                        apply(density_hidden, density_out, weights.density[which], wide * density_hidden, inner, head)
-                        sigma = np.exp(head[0] + weights.bias)
+                        sigma = _density(
+                            a, b, c, which, per_level, wide, density_hidden, density_out, levels, weights, own,
+                            features, head,
+                        )  # fmt: skip
                         if turn == 0 and mix > 0:
                             touched[second] = True
                             second_sigma = sigma * mix
@@ -277,25 +339,16 @@ def _kernels(
                     light = behind
                     if weight > INVISIBLE:
                         for turn in range(2 if mix > 0 else 1):
-                            which, own = (second, second_head) if turn == 0 and mix > 0 else (at, head)
-                            for i in range(num_geo):
-                                geo[i] = own[i + 1]
-                            sigmoids(geo, 0, num_geo)
-                            if which != base_of:  # what the direction and the appearance of the ray add
-                                apply(num_given, hidden, weights.colour[which], num_geo * hidden, given[r], base)
+                            which, answer = (second, second_head) if turn == 0 and mix > 0 else (at, head)
+                            if which != base_of:
+                                _add_base(which, num_geo, num_given, hidden, given[r], weights, own)
                                 base_of = which
-                            apply(num_geo, hidden, weights.colour[which], 0, geo, activation)
-                            for i in range(hidden):
-                                activation[i] = max(activation[i] + base[i], np.float32(0))
-                            apply(hidden, hidden, weights.colour[which], second_layer, activation, last_hidden)
-                            relus(last_hidden, 0, hidden)
-                            apply(hidden, 3, weights.colour[which], third_layer, last_hidden, rgb)
+                            _colour(which, num_geo, num_given, hidden, answer, weights, own)
                             part = weight
                             if mix > 0:
                                 part *= (second_sigma if turn == 0 else sigma) / max(total, np.float32(1e-20))
-                            sigmoids(rgb, 0, 3)
                             for i in range(3):
-                                out[i] += part * rgb[i]
+                                out[i] += part * own.rgb[i]
                     out[3] += weight * distance
                     out[4] += weight * tree.level[at]
                     if stands_in:
@@ -305,4 +358,33 @@ def _kernels(
             out[6] = light
         return result, share, touched, count
 
-    return lit, seen
+    @njit(nogil=True, cache=True)
+    def behind(first, last, xyz, delta, node, levels, weights, given):
+        """Colours [R, 3] of rays first to last from their samples in one node, until their light ends."""
+        _ = stamp
+        result = np.zeros((last - first, 3), np.float32)
+        own, features = _room(density_hidden, num_geo, hidden), np.empty(wide, np.float32)
+        head = np.empty(density_out, np.float32)
+        for r in range(first, last):
+            depth, light, is_new = 0.0, 1.0, True
+            for k in range(xyz.shape[1]):
+                sigma = _density(
+                    xyz[r, k, 0], xyz[r, k, 1], xyz[r, k, 2], node, per_level, wide, density_hidden, density_out,
+                    levels, weights, own, features, head,
+                )  # fmt: skip
+                depth += min(max(sigma, THIN) * delta[r, k], OPAQUE_DEPTH)
+                left = np.exp(-depth)
+                weight = np.float32(light - left)
+                light = left
+                if not weight <= INVISIBLE:  # NaN is to be seen
+                    if is_new:
+                        _add_base(node, num_geo, num_given, hidden, given[r], weights, own)
+                        is_new = False
+                    _colour(node, num_geo, num_given, hidden, head, weights, own)
+                    for i in range(3):
+                        result[r - first, i] += weight * own.rgb[i]
+                if depth >= DARK:
+                    break
+        return result
+
+    return lit, seen, behind

@@ -26,6 +26,7 @@ from inf_nerf.scene.cameras import Rays
 NEAR = 0.02  # a camera inside the cube sees nothing nearer than this, in scene units (the paper: 0.03)
 CLOSE = 0.15  # scene units; the step budget of a ray is reckoned from here on
 STEPS_PER_INTERVAL = 8  # fine steps in one interval of the coarse test
+THIN = 1e-6  # least density of the background, so that its endless last sample stops what light is left
 FAR = 1e3  # background distances end here, in root half-sides
 
 

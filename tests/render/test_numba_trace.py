@@ -9,6 +9,7 @@ import torch
 from inf_nerf.octree.topology import Octree
 from inf_nerf.render.foreground import lit_samples
 from inf_nerf.render.model import Model
+from inf_nerf.render.sampling import cube_span
 from inf_nerf.scene.cameras import Rays
 from tests.render.test_model import downward, make_model, photo_rays, upward
 from tests.train.tiny import tiny_config, tiny_octree
@@ -104,10 +105,29 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         torch.set_num_threads(count)
         lit = model.lit_samples(RAYS, None)
         with torch.no_grad():
-            found.append((lit.samples.t, lit.features, model.render(RAYS, lod_blend=0.5).rgb))
+            rendered = model.render(RAYS, lod_blend=0.5)
+        found.append((lit.samples.t, lit.features, rendered.rgb, rendered.share))
     torch.set_num_threads(before)
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("field", [{}, ODD])
+@pytest.mark.parametrize("bias", [-12.0, 0.0, 6.0])  # light ends in the endless last sample, on its way, in the first
+def test_the_background_equals_its_twin(bias: float, field: dict[str, Any]) -> None:
+    rays = upward()
+    _, leave = cube_span(rays)
+    found = []
+    for model in pair(**field):
+        model.field.tables.data.mul_(3e3)
+        model.field.density_bias = bias
+        looks = torch.randn(len(rays), model.appearance.shape[1], generator=torch.Generator().manual_seed(2))
+        with torch.no_grad():
+            behind, beyond = model._background(rays, looks, leave, torch.ones(len(rays)), None)
+        found.append(behind[beyond])
+    assert len(found[0]) > 10 and float(found[1].std(0).max()) > 1e-3
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=2e-3)
 
 
 def test_room_grows_with_the_samples() -> None:
