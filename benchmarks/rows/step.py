@@ -64,8 +64,8 @@ def steps(nodes: Sequence[int], threads: Sequence[int], num_rays: int) -> Iterat
                 [
                     Candidate("ours", lambda work=work, packed=packed: packed.step(work)),
                     Candidate("torch loop", lambda work=work, loop=loop: loop.step(work)),
-                    Candidate("torch loop, table[index]", lambda work=work, loop=indexed: loop.step(work)),
-                    Candidate("torch loop, one table", lambda work=work, loop=sliced: loop.step(work)),
+                    Candidate("torch loop, table[index]", lambda work=work, loop=indexed: loop.step(work), rounds=3),
+                    Candidate("torch loop, one table", lambda work=work, loop=sliced: loop.step(work), rounds=3),
                     Candidate("torch twin", lambda work=work, twin=twin: twin.step(work), rounds=TWIN_ROUNDS),
                 ],
             )
