@@ -94,7 +94,7 @@ class Levels(NamedTuple):
     strides: np.ndarray  # vertices a side, 0 where hashed
     sizes: np.ndarray  # entries
     offsets: np.ndarray  # first entry
-    count: int  # L
+    num_levels: int  # L
 
 
 @cache
@@ -105,7 +105,7 @@ def levels_of(spec: GridSpec) -> Levels:
     strides = [0 if hashed else res for hashed, res in zip(spec.hashed, spec.resolutions, strict=True)]
     columns = (spec.scales, np.float32), (strides, np.uint32), (spec.sizes, np.uint32), (spec.offsets[:-1], np.uint32)
     arrays = [np.pad(np.array(values, kind), (0, LANES)) for values, kind in columns]
-    return Levels(*arrays, spec.num_levels)
+    return Levels._make([*arrays, spec.num_levels])
 
 
 def _arguments(spec: GridSpec, table: Tensor, xyz: Tensor, node: Tensor, values: Tensor) -> tuple[Any, ...]:
@@ -147,13 +147,13 @@ def _kernels(num_features: int) -> tuple[Callable[..., Any], Callable[..., Any]]
         room = min(BLOCK, last - first) + LANES
         columns = np.zeros(3 * room, np.float32)
         rows, weights = np.empty(CORNERS * PIECE, np.uint32), np.empty(CORNERS * PIECE, np.float32)
-        row_length = levels.count * num_features
+        row_length = levels.num_levels * num_features
         warmed = np.float32(0)
         start = first
         while start < last:
             stop = run_end(node, start, last, BLOCK)
             _columns(xyz, start, stop - start, room, columns)
-            for level in range(levels.count):
+            for level in range(levels.num_levels):
                 scale, stride, size = levels.scales[level], levels.strides[level], levels.sizes[level]
                 entries = (node[start] * num_entries + levels.offsets[level]) * num_features
                 warmed += _warm(table, entries, np.int64(size) * num_features, per_line, stop - start)
@@ -172,7 +172,7 @@ def _kernels(num_features: int) -> tuple[Callable[..., Any], Callable[..., Any]]
         room = min(BLOCK, last - first) + LANES
         columns = np.zeros(3 * room, np.float32)
         rows, weights = np.empty(CORNERS * PIECE, np.uint32), np.empty(CORNERS * PIECE, np.float32)
-        row_length = levels.count * num_features
+        row_length = levels.num_levels * num_features
         warmed = np.float32(0)
         start = first
         while start < last:

@@ -16,7 +16,8 @@ from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 # Numbers of one vector: what a register holds, at least eight (LLVM splits a vector where registers are shorter).
-_TARGET = config.CPU_FEATURES or (get_host_cpu_features() if config.CPU_NAME in (None, "host") else "")
+_IS_HOST = config.CPU_NAME in (None, "host")  # pyright: ignore[reportAttributeAccessIssue]
+_TARGET = config.CPU_FEATURES or (get_host_cpu_features() if _IS_HOST else "")  # pyright: ignore[reportAttributeAccessIssue]
 LANES = 16 if "+avx512f" in _TARGET else 8
 ROWS, VECTORS = LANES // 2, 2  # of the result that are held in registers at once
 SHORT = 8  # numbers of a narrower vector for what is left of a row

@@ -99,11 +99,12 @@ def _find_level_corners(
                 for table, kind in zip(tables[:4], (WHOLE, INTS, INTS, INTS), strict=True)
             )
             axes = [_axis(builder, value, scale) for value in position]
-            lower = [cell for cell, _ in axes]
+            (cx, _), (cy, _), (cz, _) = axes
             hashed = builder.icmp_unsigned("==", stride, ir.Constant(INTS, [0] * LANES))
-            pairs = zip(_hashed_rows(builder, *lower, size), _dense_rows(builder, *lower, stride, size), strict=True)
+            rows_of_both = _hashed_rows(builder, cx, cy, cz, size), _dense_rows(builder, cx, cy, cz, stride, size)
+            pairs = zip(*rows_of_both, strict=True)
             found = [builder.add(offset, builder.select(hashed, one, other)) for one, other in pairs]
-            _put(builder, *tables[4:], at, found, _weights(builder, axes))
+            _put(builder, tables[4], tables[5], at, found, _weights(builder, axes))
         return context.get_dummy_value()
 
     return signature, generate

@@ -123,9 +123,11 @@ def _weights(field: Field) -> _Weights:
 @njit(inline="always")
 def _encode(x, y, z, node, num_features, levels, weights, rows, shares, features):
     """Features of a local position in a node; ``rows`` and ``shares`` are room to work in."""
-    find_level_corners(x, y, z, levels.count, levels.scales, levels.strides, levels.sizes, levels.offsets, rows, shares)
+    find_level_corners(
+        x, y, z, levels.num_levels, levels.scales, levels.strides, levels.sizes, levels.offsets, rows, shares
+    )
     first = node * weights.num_entries * num_features
-    fetch(num_features, levels.count, weights.tables, first, rows, shares, features, 0, num_features)
+    fetch(num_features, levels.num_levels, weights.tables, first, rows, shares, features, 0, num_features)
 
 
 class _Room(NamedTuple):

@@ -20,8 +20,8 @@ def kernels(num_features: int) -> tuple[Any, Any]:
     @njit
     def by_level(levels, table, columns, room, count, features):
         rows, weights = np.empty(CORNERS * PIECE, np.uint32), np.empty(CORNERS * PIECE, np.float32)
-        row_length = levels.count * num_features
-        for level in range(levels.count):
+        row_length = levels.num_levels * num_features
+        for level in range(levels.num_levels):
             scale, stride, size = levels.scales[level], levels.strides[level], levels.sizes[level]
             first = np.int64(levels.offsets[level]) * num_features
             find_corners(columns, room, 0, count, scale, stride, size, rows, weights)
@@ -33,10 +33,10 @@ def kernels(num_features: int) -> tuple[Any, Any]:
         for q in range(count):
             x, y, z = columns[q], columns[room + q], columns[2 * room + q]
             find_level_corners(
-                x, y, z, levels.count, levels.scales, levels.strides, levels.sizes, levels.offsets, rows, weights
+                x, y, z, levels.num_levels, levels.scales, levels.strides, levels.sizes, levels.offsets, rows, weights
             )
-            place = q * levels.count * num_features
-            fetch(num_features, levels.count, table, 0, rows, weights, features, place, num_features)
+            place = q * levels.num_levels * num_features
+            fetch(num_features, levels.num_levels, table, 0, rows, weights, features, place, num_features)
 
     return by_level, by_position
 
