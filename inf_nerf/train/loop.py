@@ -152,7 +152,6 @@ def warm_up(work: Work) -> None:
     total = torch.stack(list(terms.values())).sum()
     if total.requires_grad:
         total.backward()
-    score_val(work)  # pictures are code of their own
     work.optimiser.clear()
     work.generator.set_state(before)
     work.model.steps_across = steps_across
