@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from inf_nerf.errors import InputError
 
@@ -131,7 +131,7 @@ class TrainConfig(Section):
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     eps: Positive = 1e-15
     grad_clip: NonNegative = 0.0  # largest norm of the joint gradient; 0: no clipping
-    num_workers: Annotated[int, Field(ge=0)] = 1  # 0: Ray Train's local mode, in this process
+    num_workers: int | tuple[int, int] = 1  # or [least, most] while nodes come and go; 0: in this process
     cpus_per_worker: Positive = 1.0
     gpus_per_worker: NonNegative = 0.0
     shared_upper_levels: Count = 1
@@ -143,6 +143,29 @@ class TrainConfig(Section):
     val_rays: Count = 4096  # fixed rays of the val photos that every checkpoint is scored on
     max_failures: Annotated[int, Field(ge=0)] = 3
     collective_timeout_seconds: Positive = 120.0
+
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _a_number_of_workers_or_a_range(cls, value: Any) -> Any:
+        counts = list(value) if isinstance(value, list | tuple) else [value]
+        whole = all(isinstance(count, int) and not isinstance(count, bool) for count in counts)
+        if isinstance(value, list | tuple):
+            usable = whole and len(counts) == 2 and 1 <= counts[0] <= counts[1]
+        else:
+            usable = whole and value >= 0
+        if not usable:
+            raise ValueError("expected a number from 0 on, or [least, most] with 1 <= least <= most")
+        return value
+
+    @property
+    def least_workers(self) -> int:
+        """Ranks without which there is no training; 1 for a training in this process."""
+        return self.num_workers[0] if isinstance(self.num_workers, tuple) else max(1, self.num_workers)
+
+    @property
+    def most_workers(self) -> int:
+        """Ranks that a training uses if the cluster holds them."""
+        return self.num_workers[1] if isinstance(self.num_workers, tuple) else max(1, self.num_workers)
 
     @model_validator(mode="after")
     def _rates_decay(self) -> "TrainConfig":

@@ -2,7 +2,8 @@
 
 A tile goes to every rank that owns a node it sees, with the share of its draws that are made there; tiles that see only
 shared nodes are dealt, each to one rank.  The default split of Ray Train hands blocks to whoever asks first;
-:class:`OwnedTiles` gives each rank an iterator of its own, in an order that never changes.
+:class:`OwnedTiles` gives each rank an iterator of its own, in an order that never changes.  How many ranks there are is
+known when Ray has started them, anew after every failure: the partition is made then.
 
 Letters: T tiles, W ranks.
 """
@@ -74,11 +75,12 @@ class OwnedTiles(ray.train.DataConfig):
     :data:`inf_nerf.octree.tiles.TILE_SCHEMA` without ``split`` and ``nodes`` and with ``share`` float32.
     """
 
-    def __init__(self, ranks: Mapping[str, Sequence[RankTiles]]) -> None:
-        """``ranks`` holds the tiles of every rank for each dataset name."""
+    def __init__(self, tables: Mapping[str, pa.Table], partition_of: Callable[[int], Partition]) -> None:
+        """``tables`` holds the :data:`TILE_TABLE` of each dataset, ``partition_of`` makes a partition for W ranks."""
         # Unsplit, or Ray Train makes all workers wait for each other before the first one may read.
         super().__init__(datasets_to_split=[])
-        self._ranks = ranks
+        self._tables = tables
+        self._partition_of = partition_of
 
     def configure(
         self,
@@ -90,10 +92,9 @@ class OwnedTiles(ray.train.DataConfig):
     ) -> list[dict[str, DataIterator]]:
         """One iterator per rank and dataset; each pass over it reads the same tiles in the same order."""
         shards: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
+        partition = self._partition_of(world_size)
         for name, files in datasets.items():
-            if len(self._ranks[name]) != world_size:
-                raise ValueError(f"tiles were assigned to {len(self._ranks[name])} ranks, but {world_size} workers run")
-            for shard, tiles in zip(shards, self._ranks[name], strict=True):
+            for shard, tiles in zip(shards, tile_ranks(self._tables[name], partition), strict=True):
                 read = files.map_batches(partial(read_tiles, tiles=tiles), batch_format="pyarrow", batch_size=None)
                 read.context.execution_options.preserve_order = True
                 shard[name] = read.iterator()
@@ -101,9 +102,9 @@ class OwnedTiles(ray.train.DataConfig):
 
 
 def datasets_for(
-    config: Config, run_dir: Path, partition: Partition, num_workers: int
+    config: Config, run_dir: Path, partition_of: Callable[[int], Partition]
 ) -> tuple[dict[str, Dataset | DataIterator], OwnedTiles]:
-    """What a TorchTrainer needs to feed ``num_workers`` ranks: its ``datasets`` and its ``dataset_config``.
+    """What a TorchTrainer needs to feed any number of ranks: its ``datasets`` and its ``dataset_config``.
 
     The datasets are ``train`` and, where there are val photos, ``val``.  With 0 workers (local mode) Ray Train hands
     ``datasets`` to the training function as they are, so they are already the iterators of the one rank.
@@ -112,15 +113,15 @@ def datasets_for(
     start_ray(session_cpus(config))
     check_workers_fit(config)
     datasets: dict[str, Dataset] = {}
-    ranks: dict[str, list[RankTiles]] = {}
+    tables: dict[str, pa.Table] = {}
     for split, photos in (("train", prepared.scene.train), ("val", prepared.scene.val)):
         if not photos:
             continue  # Ray Data makes no dataset of nothing
         files = [tile_file(run_dir.resolve(), photo) for photo in photos]
-        ranks[split] = tile_ranks(read_tile_table(files, prepared.identity), partition)
+        tables[split] = read_tile_table(files, prepared.identity)
         datasets[split] = tile_files(files)
-    owned = OwnedTiles(ranks)
-    if num_workers == 0:
+    owned = OwnedTiles(tables, partition_of)
+    if config.train.num_workers == 0:
         return dict(owned.configure(datasets, 1, None, None)[0]), owned
     return dict(datasets), owned
 

@@ -20,6 +20,7 @@ from rich.text import Text
 from inf_nerf.config import Config
 from inf_nerf.files import write_atomic
 
+METRICS_FILE = "metrics.jsonl"
 WAITING = "waiting for the first step"
 RECENT_ROWS = 16  # the rate is taken over these
 

@@ -27,21 +27,23 @@ def on_cluster() -> bool:
 
 def session_cpus(config: Config) -> int:
     """CPUs to declare so that the configured workers and their readers fit; more than that are never asked for."""
-    workers = max(1, config.train.num_workers) * config.train.cpus_per_worker
+    workers = config.train.most_workers * config.train.cpus_per_worker
     return max(CPUS_PER_CORE * available_cores(), int(workers) + available_cores() + 1)
 
 
 def check_workers_fit(config: Config) -> None:
-    """Raise :class:`InputError` if the running Ray of our own lacks what the configured workers hold.
+    """Raise :class:`InputError` if the running Ray of our own lacks what the least configured workers hold.
 
     Ray would wait for ever without a word.  A joined cluster may still grow, so there a warning says what it has now.
     """
     train, available = config.train, ray.cluster_resources()
+    if train.num_workers == 0:
+        return
     for resource, key in (("CPU", "cpus_per_worker"), ("GPU", "gpus_per_worker")):
         each, have = getattr(train, key), available.get(resource, 0.0)
-        if train.num_workers * each <= have:
+        if train.least_workers * each <= have:
             continue
-        found = f"{train.num_workers} workers with train.{key}={each:g} need more than the {have:g} {resource}s"
+        found = f"{train.least_workers} workers with train.{key}={each:g} need more than the {have:g} {resource}s"
         if not on_cluster():
             raise InputError(f"{found} of this machine; lower train.num_workers or train.{key}.")
         log.warning("%s that the cluster has now; training starts when it has grown.", found)

@@ -69,6 +69,13 @@ def test_numbers_in_a_list_may_be_in_exponent_form() -> None:
     assert load_config(overrides=["sampler.tree_samples=[1e2, 5e1, 2e1]"]).sampler.tree_samples == (100, 50, 20)
 
 
+@pytest.mark.parametrize(("value", "least", "most"), [("0", 1, 1), ("3", 3, 3), ("[1, 4]", 1, 4), ("[2e0, 2]", 2, 2)])
+def test_workers_are_a_number_or_the_least_and_the_most(value: str, least: int, most: int) -> None:
+    config = load_config(overrides=[f"train.num_workers={value}"])
+    assert (config.train.least_workers, config.train.most_workers) == (least, most)
+    assert load_config(base=config.model_dump(mode="json")) == config
+
+
 def test_a_name_that_looks_like_a_number_stays_a_name(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, "tracking: {experiment: '1e3'}")).tracking.experiment == "1e3"
 
@@ -84,6 +91,12 @@ def test_a_name_that_looks_like_a_number_stays_a_name(tmp_path: Path) -> None:
         ("eval.right_half=perhaps", "eval.right_half"),
         ("field.backend=cuda", "field.backend"),
         ("sampler.tree_samples=[1, 2]", "sampler.tree_samples"),
+        ("train.num_workers=-1", "train.num_workers"),
+        ("train.num_workers=many", "train.num_workers"),
+        ("train.num_workers=1.5", "train.num_workers"),
+        ("train.num_workers=[0, 2]", "train.num_workers"),
+        ("train.num_workers=[3, 2]", "train.num_workers"),
+        ("train.num_workers=[1, 2, 3]", "train.num_workers"),
         ("tracking.experiment=[a]", "tracking.experiment"),
     ],
 )

@@ -1,6 +1,7 @@
 """Every rank gets the tiles of its own nodes, each tile is somebody's, and the order never changes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from inf_nerf.octree.tiles import tile_file
 from inf_nerf.octree.topology import BACKGROUND_KEY
 from inf_nerf.train.reservoir import Reservoir
 from pipelines import ingest, prepare, synth
-from pipelines.ingest import OwnedTiles, RankTiles, datasets_for, read_tile_table, read_tiles, tile_batches, tile_ranks
+from pipelines.ingest import RankTiles, datasets_for, read_tile_table, read_tiles, tile_batches, tile_ranks
 from pipelines.ray_session import session_cpus, start_ray
 
 CONFIG = load_config(
@@ -48,6 +49,10 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def prepared(run_dir: Path) -> prepare.Prepared:
     return prepare.read_prepared(run_dir)
+
+
+def dealing(prepared: prepare.Prepared) -> Callable[[int], Partition]:
+    return partial(make_partition, prepared.octree, shared_upper_levels=1)
 
 
 def train_files(run_dir: Path, prepared: prepare.Prepared) -> list[Path]:
@@ -118,30 +123,26 @@ def test_tiles_of_another_octree_or_a_damaged_file_name_the_stage_to_run(
             read_tile_table([tmp_path / name], prepared.identity)
 
 
-def test_another_number_of_workers_than_tiles_were_assigned_to_is_an_error() -> None:
-    empty = RankTiles(np.empty(0, np.int64), np.empty(0, np.float32))
-    with pytest.raises(ValueError, match=r"1 ranks, but 2 workers"):
-        OwnedTiles({"train": [empty]}).configure({"train": None}, 2, None, None)  # type: ignore[dict-item]
-
-
 def test_shards_hold_each_ranks_tiles_in_an_order_that_never_changes(
     run_dir: Path, prepared: prepare.Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ingest, "BLOCK_BYTES", 1)  # a task per file, so that tasks can overtake each other
     start_ray(session_cpus(CONFIG))
     start_ray()  # a second time does nothing
-    partition = make_partition(prepared.octree, 2, 1)
-    datasets, owned = datasets_for(CONFIG, run_dir, partition, 2)
+    partition_of = dealing(prepared)
+    datasets, owned = datasets_for(CONFIG, run_dir, partition_of)
     assert sorted(datasets) == ["train", "val"]
-    shards = owned.configure(datasets, 2, None, None)  # type: ignore[arg-type]
-    for split, photos in (("train", prepared.scene.train), ("val", prepared.scene.val)):
-        table = read_tile_table([tile_file(run_dir, photo) for photo in photos], prepared.identity)
-        for shard, tiles in zip(shards, tile_ranks(table, partition), strict=True):
-            passes = [pa.concat_tables(tile_batches(shard[split])()) for _ in range(2)]
-            assert passes[0].equals(passes[1])
-            assert sorted(passes[0]["tile"].to_pylist()) == tiles.tile.tolist()
+    for num_ranks in (2, 3):  # a worker was lost, or one came
+        shards = owned.configure(datasets, num_ranks, None, None)  # type: ignore[arg-type]
+        for split, photos in (("train", prepared.scene.train), ("val", prepared.scene.val)):
+            table = read_tile_table([tile_file(run_dir, photo) for photo in photos], prepared.identity)
+            for shard, tiles in zip(shards, tile_ranks(table, partition_of(num_ranks)), strict=True):
+                passes = [pa.concat_tables(tile_batches(shard[split])()) for _ in range(2)]
+                assert passes[0].equals(passes[1])
+                assert sorted(passes[0]["tile"].to_pylist()) == tiles.tile.tolist()
 
-    local, _ = datasets_for(CONFIG, run_dir, make_partition(prepared.octree, 1, 1), 0)
+    here = load_config(None, ["train.num_workers=0"], base=CONFIG.model_dump(mode="json"))
+    local, _ = datasets_for(here, run_dir, partition_of)
     reservoir = Reservoir(tile_batches(local["train"]), 1 << 24, 2.0)  # type: ignore[arg-type]
     assert len(reservoir) == len(read_tile_table(train_files(run_dir, prepared), prepared.identity))
     capped = Reservoir(tile_batches(local["train"]), reservoir.nbytes // 3, 2.0)  # type: ignore[arg-type]
@@ -152,8 +153,9 @@ def test_shards_hold_each_ranks_tiles_in_an_order_that_never_changes(
     drawn, again = (r.sample(50, torch.Generator().manual_seed(0)) for r in (capped, restored))
     assert torch.equal(drawn.rgb, again.rgb)
 
-    lonely = Partition(partition.shared | partition.owned[0] | partition.owned[1], (frozenset(),) * 40, ((),) * 40)
-    datasets, owned = datasets_for(CONFIG, run_dir, lonely, 40)
+    every = frozenset(prepared.octree.keys.tolist()) | {BACKGROUND_KEY}
+    lonely = Partition(every, (frozenset(),) * 40, ((),) * 40)
+    datasets, owned = datasets_for(CONFIG, run_dir, lambda _: lonely)
     last = owned.configure(datasets, 40, None, None)[39]["val"]  # type: ignore[arg-type]
     assert len(Reservoir(tile_batches(last), 1 << 20, 2.0)) == 0
 
@@ -170,8 +172,7 @@ def test_a_run_without_val_photos_has_no_val_dataset(tmp_path: Path, monkeypatch
     synth.run(tmp_path / "city", blocks=1, photos=5, size=64, seed=0)
     config = load_config(None, ["scene.val_every=16"], base=CONFIG.model_dump(mode="json"))
     prepare.run(config, tmp_path / "city", tmp_path / "run")
-    octree = prepare.read_prepared(tmp_path / "run").octree
-    datasets, _ = datasets_for(config, tmp_path / "run", make_partition(octree, 2, 1), 2)
+    datasets, _ = datasets_for(config, tmp_path / "run", dealing(prepare.read_prepared(tmp_path / "run")))
     assert list(datasets) == ["train"]
 
 
@@ -187,8 +188,8 @@ def report_tiles(settings: dict[str, str]) -> None:
 @pytest.mark.slow
 def test_train_workers_get_the_shards_of_their_ranks(run_dir: Path, prepared: prepare.Prepared, tmp_path: Path) -> None:
     start_ray(session_cpus(CONFIG))
-    partition = make_partition(prepared.octree, 2, 1)
-    datasets, owned = datasets_for(CONFIG, run_dir, partition, 2)
+    partition_of = dealing(prepared)
+    datasets, owned = datasets_for(CONFIG, run_dir, partition_of)
     trainer = TorchTrainer(
         report_tiles,
         train_loop_config={"out": str(tmp_path)},
@@ -199,6 +200,6 @@ def test_train_workers_get_the_shards_of_their_ranks(run_dir: Path, prepared: pr
     )
     trainer.fit()
     table = read_tile_table(train_files(run_dir, prepared), prepared.identity)
-    for rank, tiles in enumerate(tile_ranks(table, partition)):
+    for rank, tiles in enumerate(tile_ranks(table, partition_of(2))):
         given = [int(tile) for tile in (tmp_path / f"{rank}.txt").read_text().split()]
         assert sorted(given) == tiles.tile.tolist()

@@ -11,7 +11,7 @@ import ray
 from inf_nerf.config import load_config
 from inf_nerf.errors import InputError
 from inf_nerf.octree.partition import Partition
-from pipelines import train
+from pipelines import attempts
 from pipelines.ray_session import check_workers_fit, session_cpus, start_ray
 
 
@@ -48,7 +48,12 @@ def test_workers_that_this_machine_cannot_hold_are_refused(monkeypatch: pytest.M
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(session_cpus(config)), "GPU": 1.0})
     with pytest.raises(InputError, match=r"2 workers with train\.gpus_per_worker=1 need more than the 1 GPUs of this"):
         check_workers_fit(config)
-    for fitting in ("train.num_workers=1", "train.num_workers=0", "train.gpus_per_worker=0.5"):
+    for fitting in (
+        "train.num_workers=1",
+        "train.num_workers=0",
+        "train.num_workers=[1,2]",
+        "train.gpus_per_worker=0.5",
+    ):
         check_workers_fit(load_config(overrides=[fitting], base=config.model_dump(mode="json")))
 
 
@@ -73,10 +78,10 @@ def test_local_training_uses_the_cores_that_this_process_may_use(
         threads.append(train_loop_config["threads"])
         return SimpleNamespace(fit=lambda: SimpleNamespace(return_value=None))
 
-    monkeypatch.setattr(train, "datasets_for", lambda *_: ({}, None))
-    monkeypatch.setattr(train, "TorchTrainer", trainer)
+    monkeypatch.setattr(attempts, "datasets_for", lambda *_: ({}, None))
+    monkeypatch.setattr(attempts, "TorchTrainer", trainer)
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
     partition = Partition(frozenset(), (frozenset(),), ((),))
-    train._fit(load_config(overrides=["train.num_workers=0"]), tmp_path, partition, None)
+    attempts.fit(load_config(overrides=["train.num_workers=0"]), tmp_path, lambda _: partition, None)
     assert threads == [3]

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,7 @@ from inf_nerf.octree.partition import Partition
 from inf_nerf.octree.tiles import tile_file
 from inf_nerf.train.manifest import MANIFEST, digest_of, latest_checkpoint
 from inf_nerf.train.reservoir import TileBatches
-from pipelines import prepare, synth, train
+from pipelines import prepare, synth, train, worker
 from pipelines.ingest import read_tile_table, read_tiles, tile_ranks
 from pipelines.run_lock import run_lock
 
@@ -48,21 +48,22 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def fit_here(config: Config, run_dir: Path, partition: Partition, start: Path | None) -> None:
+def fit_here(config: Config, run_dir: Path, partition_of: Callable[[int], Partition], start: Path | None) -> None:
     """What Ray does, without Ray."""
     prepared = prepare.read_prepared(run_dir)
 
     def shard(name: str) -> TileBatches:
         files = [tile_file(run_dir, photo) for photo in getattr(prepared.scene, name)]
-        (tiles,) = tile_ranks(read_tile_table(files, prepared.identity), partition)
+        (tiles,) = tile_ranks(read_tile_table(files, prepared.identity), partition_of(1))
         return lambda: read_tiles(pa.table({"file": [str(file) for file in files]}), tiles)
 
-    settings = {"config": config, "run_dir": run_dir, "partition": partition, "start": start, "threads": 1}
+    settings = {"config": config, "run_dir": run_dir, "partition_of": partition_of, "start": start, "threads": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_shard", shard)
-        patch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
+        patch.setattr(worker, "_shard", shard)
+        context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+        patch.setattr(ray.train, "get_context", lambda: context)
         patch.setattr(ray.train, "report", lambda metrics: None)
-        problem = train.train_worker({**settings, "datasets": ("train", "val")})
+        problem = worker.train_worker({**settings, "datasets": ("train", "val")})
     if problem:
         raise InputError(problem)
 
@@ -75,7 +76,7 @@ def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(prepare, "_cut_by_ray", cut)
     monkeypatch.setattr(train, "start_ray", lambda cpus: None)
-    monkeypatch.setattr(train, "_fit", fit_here)
+    monkeypatch.setattr(train, "fit", fit_here)
 
 
 @pytest.fixture
@@ -177,11 +178,11 @@ def test_garbled_rows_and_rows_past_the_checkpoint_stop_nobody(trained: Path, mo
     metrics = trained / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes() + b'\0\0}\n{"step": 5')
 
-    def restarted(config: Config, run_dir: Path, partition: Partition, start: Path | None) -> None:
+    def restarted(config: Config, run_dir: Path, partition_of: Callable[[int], Partition], start: Path | None) -> None:
         metrics.write_text(metrics.read_text() + '{"step": 5}\n{"step": 6}\n')
-        fit_here(config, run_dir, partition, start)
+        fit_here(config, run_dir, partition_of, start)
 
-    monkeypatch.setattr(train, "_fit", restarted)
+    monkeypatch.setattr(train, "fit", restarted)
     assert train.run(changed("train.steps=6"), trained, resume="latest") == 0
     assert steps(trained) == [1, 2, 3, 4, 5, 6]
 
