@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from inf_nerf.config import OctreeConfig
-from inf_nerf.octree.topology import ROOT_KEY, Octree, octant
+from inf_nerf.octree.topology import ROOT_KEY, Octree, keys_at
 
 
 def root_gsd(octree: OctreeConfig, max_res: int) -> float:
@@ -30,18 +30,17 @@ def build_octree(
     if points_xyz.shape != (len(footprint), 3):
         raise ValueError(f"points have shape {tuple(points_xyz.shape)}, expected ({len(footprint)}, 3)")
     inside = (points_xyz.abs() <= 1).all(dim=1)
-    xyz = points_xyz[inside]  # [A, 3]
-    fine = footprint[inside] * octree.footprint_px  # [A]
-    gsd = root_gsd(octree, max_res)
+    gsd, deepest = root_gsd(octree, max_res), octree.num_levels - 1
+    # Sorted once by the cube of the deepest level: the points of any node then lie side by side on every level.
+    key, order = torch.sort(keys_at(points_xyz[inside], deepest))  # [A]
+    fine = (footprint[inside] * octree.footprint_px)[order]  # [A]
     keys = [torch.tensor([ROOT_KEY])]
-    counts = [torch.tensor([len(xyz)])]
-    key = torch.full((len(xyz),), ROOT_KEY, dtype=torch.int64)  # [A] node that each point has reached
-    centre = torch.zeros_like(xyz)  # [A, 3] centre of that node
+    counts = [torch.tensor([len(key)])]
     for level in range(1, octree.num_levels):
         finer = fine < torch.tensor(gsd * 2.0 ** (1 - level), dtype=torch.float32)
-        xyz, fine, key, centre = xyz[finer], fine[finer], key[finer], centre[finer]
-        child, place, count = torch.unique(
-            key * 8 + octant(xyz, centre), sorted=True, return_inverse=True, return_counts=True
+        key, fine = key[finer], fine[finer]
+        child, place, count = torch.unique_consecutive(
+            key >> 3 * (deepest - level), return_inverse=True, return_counts=True
         )
         full = count >= octree.min_points
         if not bool(full.any()):
@@ -49,6 +48,5 @@ def build_octree(
         keys.append(child[full])
         counts.append(count[full])
         going = full[place]
-        xyz, fine, key, centre = xyz[going], fine[going], child[place[going]], centre[going]
-        centre = centre + torch.where(xyz >= centre, 1.0, -1.0) * 2.0**-level
+        key, fine = key[going], fine[going]
     return Octree.from_keys(torch.cat(keys), torch.cat(counts), gsd)

@@ -9,9 +9,7 @@ the caller's.
 import torch
 from torch import Tensor
 
-from inf_nerf.octree.topology import ABSENT, FOREIGN, Octree, octant
-
-BELOW_ONE = 1 - 2.0**-24  # the largest float32 below 1
+from inf_nerf.octree.topology import ABSENT, BELOW_ONE, FOREIGN, Octree, octant
 
 
 def route(octree: Octree, xyz: Tensor, footprint: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,8 @@ FOREIGN = -2  # the child exists in the complete tree, but this tree was restric
 ROOT_KEY = 1
 BACKGROUND_KEY = 0  # the field outside the root cube; a shared pseudo-node that is in no Octree
 MAX_LEVELS = 20  # keys take 1 + 3 * level bits of an int64
+BELOW_ONE = 1 - 2.0**-24  # the largest float32 below 1
+POINTS_AT_ONCE = 1 << 20  # whose keys are computed together, which bounds memory
 
 
 def key_level(key: int) -> int:
@@ -27,6 +29,16 @@ def key_level(key: int) -> int:
     if key < 1 or bits % 3 or bits // 3 >= MAX_LEVELS:
         raise ValueError(f"{key} is not the key of an octree node")
     return bits // 3
+
+
+def key_levels(keys: Tensor) -> Tensor:
+    """Level [N] of nodes' keys [N]; ValueError if one of them is not the key of a node."""
+    first = 8 ** torch.arange(MAX_LEVELS)  # keys of a level are 8 ** level and as many after it
+    level = (torch.searchsorted(first, keys, right=True) - 1).clamp_(min=0)
+    wrong = (keys < 1) | (keys >= 2 * first[level])
+    if bool(wrong.any()):
+        raise ValueError(f"{int(keys[wrong][0])} is not the key of an octree node")
+    return level
 
 
 def key_name(key: int) -> str:
@@ -41,6 +53,24 @@ def octant(xyz: Tensor, centre: Tensor) -> Tensor:
     """Octant of points [Q, 3] about ``centre`` ([3] or [Q, 3]) as int64 [Q]; a point on a cutting plane is above it."""
     above = (xyz >= centre).to(torch.int64)  # [Q, 3]
     return above[:, 0] * 4 + above[:, 1] * 2 + above[:, 2]
+
+
+def keys_at(xyz: Tensor, level: int) -> Tensor:
+    """Key [Q] int64 of the cube of ``level`` in which each point [Q, 3] of the root cube lies.
+
+    The octants of all levels are the bits of the point's cell in the grid of that level; cells are powers of two, so
+    they are exactly those that :func:`octant` finds on the way down.
+    """
+    half_grid = 2.0 ** (level - 1)  # cells from the centre of the root cube to its side
+    keys = torch.empty(len(xyz), dtype=torch.int64, device=xyz.device)
+    for part, into in zip(xyz.split(POINTS_AT_ONCE), keys.split(POINTS_AT_ONCE), strict=True):
+        cell = part.t().clone(memory_format=torch.contiguous_format).clamp_(-1, BELOW_ONE)  # [3, q]
+        x, y, z = cell.mul_(half_grid).floor_().add_(half_grid).to(torch.int64)
+        into.fill_(ROOT_KEY)
+        for bit in range(level - 1, -1, -1):
+            for axis in (x, y, z):
+                into.mul_(2).add_((axis >> bit).bitwise_and_(1))
+    return keys
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +104,7 @@ class Octree:
         keys, order = torch.sort(keys.to(torch.int64))
         if len(keys) == 0 or int(keys[0]) != ROOT_KEY or bool((keys[1:] == keys[:-1]).any()):
             raise ValueError("the keys of an octree must hold the root once, and every node once")
-        level = torch.tensor([key_level(key) for key in keys.tolist()], dtype=torch.int64)
+        level = key_levels(keys)
         parent = torch.searchsorted(keys, keys >> 3)
         if not torch.equal(keys[parent[1:]], keys[1:] >> 3):
             raise ValueError("the keys of an octree must hold the parent of every node")

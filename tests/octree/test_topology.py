@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from inf_nerf.octree import topology
 from inf_nerf.octree.topology import (
     ABSENT,
     BACKGROUND_KEY,
@@ -16,7 +17,9 @@ from inf_nerf.octree.topology import (
     ROOT_KEY,
     Octree,
     key_level,
+    key_levels,
     key_name,
+    keys_at,
     octant,
 )
 
@@ -49,6 +52,45 @@ def test_background_has_a_name_of_its_own() -> None:
 def test_numbers_that_are_no_key_are_refused(key: int) -> None:
     with pytest.raises(ValueError, match="not the key"):
         key_name(key)
+
+
+@given(st.lists(st.integers(1, 2**62), max_size=20), st.lists(st.integers(0, MAX_LEVELS - 1), max_size=20))
+def test_levels_of_many_keys_are_those_of_each(numbers: list[int], levels: list[int]) -> None:
+    keys = [8**level for level in levels] + [2 * 8**level - 1 for level in levels]
+    assert key_levels(torch.tensor(keys, dtype=torch.int64)).tolist() == [key_level(key) for key in keys]
+    for number in numbers:
+        try:
+            expected = [key_level(number)]
+        except ValueError:
+            expected = None
+        if expected is None:
+            with pytest.raises(ValueError, match=f"{number} is not the key"):
+                key_levels(torch.tensor([1, number]))
+        else:
+            assert key_levels(torch.tensor([number])).tolist() == expected
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, st.integers(0, MAX_LEVELS - 1))
+def test_key_at_a_level_is_that_of_the_descent_by_octants(seed: int, level: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    xyz = torch.rand(100, 3, generator=generator) * 2 - 1
+    scale = 2.0 ** torch.randint(0, 24, (100, 1), generator=generator)
+    xyz[:50] = (torch.round(xyz * scale) / scale)[:50]  # on cutting planes and sides
+    xyz[50:60] *= 1e-30
+    key, centre = torch.full((100,), ROOT_KEY), torch.zeros(100, 3)
+    for depth in range(1, level + 1):
+        key = key * 8 + octant(xyz, centre)
+        centre = centre + torch.where(xyz >= centre, 1.0, -1.0) * 2.0**-depth
+    assert torch.equal(keys_at(xyz, level), key)
+
+
+def test_keys_are_the_same_however_many_points_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    xyz = torch.rand(100, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    together = keys_at(xyz, 7)
+    monkeypatch.setattr(topology, "POINTS_AT_ONCE", 7)
+    assert torch.equal(keys_at(xyz, 7), together)
+    assert keys_at(xyz[:0], 7).shape == (0,)
 
 
 def test_octant_counts_x_first_and_a_cutting_plane_as_above() -> None:
