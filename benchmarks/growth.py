@@ -18,9 +18,9 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,12 @@ POINTS_PER_M2 = 0.12  # of ground, wall and roof: ten million points in the larg
 # levels below the root, depth of the city in parts of its width
 SIZES = tuple((levels, aspect) for levels in range(2, 9) for aspect in (0.5, 1.0))
 QUICK_SIZES = SIZES[1:6:2]
-VIEWS, QUICK_VIEWS = 16, 4
+VIEWS, QUICK_VIEWS = 12, 4
 WIDTH, HEIGHT, DEGREES = 800, 600, 60.0
 STRIDE = 2  # every second pixel of a row and a column is followed
 SAMPLES = 200_000  # routed
 NEAREST_M = 1.0  # of the samples that are routed
-FITTED_FROM = 100  # nodes
+FITTED_FROM = 90  # nodes: the city of about a hundred is in
 EFFORT, QUICK_EFFORT = Effort(seconds=20, fewest=5, most=25), Effort(seconds=0.1, fewest=1, most=3)
 SAMPLED_EVERY_S = 0.02
 
@@ -186,8 +186,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = describe_machine()
     print(", ".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
     cities = [City.of(*size) for size in (QUICK_SIZES if wanted.quick else SIZES)]
-    with torch_threads(1):
-        result = measured(cities, QUICK_VIEWS if wanted.quick else VIEWS, QUICK_EFFORT if wanted.quick else EFFORT)
+    views, effort = (QUICK_VIEWS, QUICK_EFFORT) if wanted.quick else (VIEWS, EFFORT)
+    with torch_threads(1), builder() as own_process:
+        result = measured(cities, views, effort, own_process)
     fits = fitted(result)
     print(table(result))
     print(fit_lines(fits))
@@ -200,13 +201,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measured(cities: Sequence[City], num_views: int, effort: Effort) -> list[Row]:
-    """All figures of all cities.  Routing is timed at the end, all cities by turns."""
+def measured(cities: Sequence[City], num_views: int, effort: Effort, own_process: Executor) -> list[Row]:
+    """All figures of all cities; trees are built in ``own_process``, routing is timed at the end, all by turns."""
     trees: list[Octree] = []
     samples: dict[str, list[Candidate]] = {"view": [], "scattered": []}
     found: list[dict[str, Any]] = []
     for city in cities:
-        built = build(city)
+        built = own_process.submit(build, city).result()
         trees.append(built.tree)
         street, aerial = (look(city, poses(num_views)) for poses in (street_views, aerial_views))
         for name, drawn in (("view", routed_samples(city, [*street, *aerial])), ("scattered", scattered(city))):
@@ -239,17 +240,9 @@ def measured(cities: Sequence[City], num_views: int, effort: Effort) -> list[Row
     ]
 
 
-def build(city: City) -> Built:
-    """Make a city's points and its tree in a process of its own."""
-    here, there = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=_build, args=(city, there))
-    process.start()
-    there.close()
-    try:
-        state, *measured = here.recv()
-    finally:
-        process.join()
-    return Built(Octree.from_state({name: torch.from_numpy(value) for name, value in state.items()}), *measured)
+def builder() -> ProcessPoolExecutor:
+    """A process of its own for :func:`build`."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
 @cache
@@ -266,6 +259,18 @@ def node_bytes() -> int:
     grid = Occupancy(torch.zeros(1), config.sampler.occupancy_res, config.sampler.occupancy_decay)
     values = [*field.state_of(0).values(), *grid.state_of(0).values()]
     return sum(value.numel() * value.element_size() for value in values)
+
+
+def build(city: City) -> Built:
+    """Make a city's points and its tree, on one thread; the memory is that of the process that it runs in."""
+    torch.set_num_threads(1)
+    xyz, footprint = city.points()
+    build_octree(xyz[:1], footprint[:1], city.octree, laptop().field.max_res)  # loads what building needs
+    with PeakMemory() as memory:
+        started = time.perf_counter()
+        tree = build_octree(xyz, footprint, city.octree, laptop().field.max_res)
+        seconds = time.perf_counter() - started
+    return Built(tree, len(xyz), seconds, memory.peak_mb, memory.peak_mb - memory.start_mb)
 
 
 def look(city: City, poses_m: Tensor) -> list[Seen]:
@@ -387,18 +392,6 @@ def plot(rows: Sequence[Row], fits: dict[str, dict[str, Fit]], path: Path) -> No
             axes.legend(loc="upper left", fontsize="small")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-
-
-def _build(city: City, connection: Connection) -> None:
-    torch.set_num_threads(1)
-    xyz, footprint = city.points()
-    build_octree(xyz[:1], footprint[:1], city.octree, laptop().field.max_res)  # loads what building needs
-    with PeakMemory() as memory:
-        started = time.perf_counter()
-        tree = build_octree(xyz, footprint, city.octree, laptop().field.max_res)
-        seconds = time.perf_counter() - started
-    state = {name: value.numpy() for name, value in tree.state().items()}
-    connection.send((state, len(xyz), seconds, memory.peak_mb, memory.peak_mb - memory.start_mb))
 
 
 class PeakMemory:

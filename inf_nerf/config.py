@@ -84,6 +84,9 @@ class SamplerConfig(Section):
 
     kind: Literal["occupancy", "tree"] = "occupancy"
     step: Positive = 0.7  # shortest step in footprints
+    # scene units (half sides of the root cube); a camera inside the cube sees nothing nearer.  The paper: 0.03.  A
+    # street in a city of kilometres needs less: 0.02 of 3 km are 60 m.
+    near: Positive = 0.02
     max_samples: Count = 1024  # most candidate steps from entering to leaving the root cube, skipped ones included
     tree_samples: tuple[Count, Count, Count] = (192, 96, 48)
     background_samples: Annotated[int, Field(ge=0, le=256)] = 8

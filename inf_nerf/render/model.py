@@ -184,7 +184,7 @@ class Model:
             samples = lit.samples
         else:
             found = self.foreground(rays, looks, generator, lod_blend)
-        enter, leave = cube_span(rays)
+        enter, leave = cube_span(rays, self.config.sampler.near)
         leave = torch.where(leave > enter, leave, torch.zeros_like(leave))
         light = found.light.detach()
         behind, beyond = self._background(rays, looks, leave, light, generator)

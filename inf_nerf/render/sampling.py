@@ -23,7 +23,6 @@ from inf_nerf.octree.topology import Octree
 from inf_nerf.render.empty_space import EmptySpace
 from inf_nerf.scene.cameras import Rays
 
-NEAR = 0.02  # a camera inside the cube sees nothing nearer than this, in scene units (the paper: 0.03)
 CLOSE = 0.15  # scene units; the step budget of a ray is reckoned from here on
 STEPS_PER_INTERVAL = 8  # fine steps in one interval of the coarse test
 THIN = 1e-6  # least density of the background, so that its endless last sample stops what light is left
@@ -49,11 +48,12 @@ class Samples:
         return Samples(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
-def cube_span(rays: Rays) -> tuple[Tensor, Tensor]:
-    """Distances [R] at which rays enter and leave the root cube; enter >= leave where they miss it."""
+def cube_span(rays: Rays, near: float) -> tuple[Tensor, Tensor]:
+    """Distances [R] at which rays enter the root cube, no less than ``near``, and leave it; enter >= leave where they
+    miss it."""
     inverse = 1 / torch.where(rays.direction.abs() < 1e-9, torch.full_like(rays.direction, 1e-9), rays.direction)
     a, b = (-1 - rays.origin) * inverse, (1 - rays.origin) * inverse
-    enter = torch.minimum(a, b).amax(1).clamp_min(NEAR)
+    enter = torch.minimum(a, b).amax(1).clamp_min(near)
     leave = torch.maximum(a, b).amin(1)
     return enter, leave
 
@@ -83,7 +83,7 @@ class Steps:
         between entering and leaving the cube (what a camera inside the cube has right before it does not count).  With
         a generator (training) the steps of a ray start at a random phase.
         """
-        enter, leave = cube_span(rays)
+        enter, leave = cube_span(rays, config.near)
         hit = torch.nonzero(leave > enter).squeeze(1)
         enter, leave, radius = enter[hit], leave[hit], radius[hit]
         octaves = torch.log(leave / enter)
@@ -144,7 +144,7 @@ def sample_tree(
     """The paper's sampler: 192 samples, linear to distance 1 and in disparity beyond, resampled twice by the weights
     (to the power 0.9) that the octree's own density gives them.  ``density(xyz [Q, 3], footprint [Q])`` -> [Q].
     """
-    enter, leave = cube_span(rays)
+    enter, leave = cube_span(rays, config.near)
     hit = torch.nonzero(leave > enter).squeeze(1)
     origin, direction, radius = rays.origin[hit], rays.direction[hit], radius[hit]
     low, high = _warp(enter[hit]), _warp(leave[hit])

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from inf_nerf.octree.topology import Octree
-from inf_nerf.render.sampling import NEAR
 from inf_nerf.scene.cameras import Rays
 
 SLACK = 1e-5  # of positions in scene units, of angles and of footprints: rays are rounded to float32
@@ -78,8 +77,9 @@ class Bundles:
             radius=(none + math.inf).scatter_reduce(0, group, self.radius, "amin"),
         )
 
-    def meet(self, octree: Octree, node: Tensor) -> Tensor:
-        """Smallest footprint [C] at which any bundle meets the cubes of nodes [C]; infinite where none does."""
+    def meet(self, octree: Octree, node: Tensor, near: float) -> Tensor:
+        """Smallest footprint [C] at which any bundle meets the cubes of nodes [C], no nearer than ``near``; infinite
+        where none does."""
         centre, half = octree.centre[node].double().cpu(), octree.half[node].double().cpu()
         towards = centre - self.centre[:, None]  # [B, C, 3]
         slack = SLACK * (1 + self.centre.norm(dim=1)[:, None])  # [B, 1]
@@ -90,13 +90,14 @@ class Bundles:
         seen_as = torch.where(distance > size, torch.asin((size / distance).clamp_max(1.0)), math.pi)
         meets = off_axis <= self.angle[:, None] + seen_as + SLACK
         to_cube = (towards.abs() - half[:, None]).clamp_min(0).norm(dim=2)
-        nearest = (to_cube - self.spread[:, None] - slack).clamp_min(NEAR)
+        nearest = (to_cube - self.spread[:, None] - slack).clamp_min(near)
         footprint = nearest * self.radius[:, None] * (1 - SLACK)
         return torch.where(meets, footprint, math.inf).amin(0)
 
 
-def working_set(octree: Octree, bundles: Bundles, lod_blend: float = 0.0) -> Tensor:
+def working_set(octree: Octree, bundles: Bundles, lod_blend: float = 0.0, *, near: float) -> Tensor:
     """Nodes [n] int64, ascending, that samples on the rays can ask; ``lod_blend`` octaves of levels are mixed.
+    Nothing nearer than ``near`` (`sampler.near`) is sampled.
 
     Every node that :func:`inf_nerf.octree.routing.route` or ``blend_neighbour`` can answer for a sample is among them;
     some may be that none asks.  The root always is.  The background is in no octree and left to the caller.
@@ -108,7 +109,7 @@ def working_set(octree: Octree, bundles: Bundles, lod_blend: float = 0.0) -> Ten
         child = octree.children[accepted].cpu()
         place = torch.nonzero(child >= 0)
         candidate, parent = child[place[:, 0], place[:, 1]], accepted[place[:, 0]]
-        asked = bundles.meet(octree, candidate) < octree.gsd[parent].double().cpu() * widened
+        asked = bundles.meet(octree, candidate, near) < octree.gsd[parent].double().cpu() * widened
         accepted = candidate[asked]
         found.append(accepted)
     return torch.cat(found)

@@ -56,7 +56,7 @@ def assemble(
         model=model,
         cameras=scene.cameras,
         reservoir=Reservoir(train_tiles, capacity, config.data.level_boost),
-        tracks=Tracks.of(scene, local, config.octree.footprint_px),
+        tracks=Tracks.of(scene, local, config.octree.footprint_px, config.sampler.near),
         node_losses=NodeLosses.of(config, full, local, partition, rank),
         gradients=SharedGradients(model.field, model.appearance, shared, METRICS),
         optimiser=NodeAdam(config.train, model.field, model.appearance),

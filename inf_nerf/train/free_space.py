@@ -12,7 +12,6 @@ from torch import Tensor
 
 from inf_nerf.octree.routing import route
 from inf_nerf.render.model import Model
-from inf_nerf.render.sampling import NEAR
 from inf_nerf.scene.scene import Scene
 
 SCENE_CELLS = 64  # per side of the grid on which free space is found
@@ -28,7 +27,7 @@ def learn_from_points(model: Model, scene: Scene) -> None:
     inside = (points.xyz.abs() <= 1).all(1)
     xyz, footprint = points.xyz[inside].to(octree.gsd), points.footprint[inside].to(octree.gsd)
     node, _ = route(octree, xyz, footprint * model.config.octree.footprint_px)
-    free = air(scene)
+    free = air(scene, model.config.sampler.near)
     if model.solid_ground:
         free |= underground(points.xyz[inside])
     occupancy.free = free_cells(model, free.to(octree.gsd.device))
@@ -40,9 +39,9 @@ def learn_from_points(model: Model, scene: Scene) -> None:
     model.occupancy_changed()
 
 
-def air(scene: Scene) -> Tensor:
+def air(scene: Scene, near: float) -> Tensor:
     """Cells [S, S, S] of the root cube that lines of sight cross, and all of whose neighbours they cross: a line that
-    skims a surface must not cut it away."""
+    skims a surface must not cut it away.  Nothing is said of what is nearer to a camera than ``near``."""
     points, cameras = scene.points, scene.cameras
     count = torch.zeros(SCENE_CELLS**3, dtype=torch.int64)
     num_observations = len(points.track_photo)
@@ -58,7 +57,7 @@ def air(scene: Scene) -> Tensor:
             enter = torch.minimum((-1 - camera) * inverse, (1 - camera) * inverse).amax(1).clamp(0, 1)
             t = enter[:, None] + (1 - enter[:, None]) * share
             xyz = (camera[:, None] + line[:, None] * t[..., None]).view(-1, 3)
-            seen = (xyz.abs() < 1).all(1) & (t * line.norm(dim=1)[:, None] > NEAR).view(-1)
+            seen = (xyz.abs() < 1).all(1) & (t * line.norm(dim=1)[:, None] > near).view(-1)
             count += torch.bincount(_scene_cell(xyz[seen]), minlength=len(count))
     missing = (count < LEAST_CROSSINGS).view(1, 1, SCENE_CELLS, SCENE_CELLS, SCENE_CELLS)
     return F.max_pool3d(missing.float(), 3, stride=1, padding=1)[0, 0] == 0

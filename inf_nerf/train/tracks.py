@@ -7,7 +7,6 @@ from torch import Tensor
 
 from inf_nerf.octree.routing import route
 from inf_nerf.octree.topology import Octree
-from inf_nerf.render.sampling import NEAR
 from inf_nerf.scene.cameras import Rays
 from inf_nerf.scene.scene import Scene
 
@@ -23,8 +22,8 @@ class Tracks:
     weight: Tensor  # [O] falls with the point's reprojection error
 
     @staticmethod
-    def of(scene: Scene, octree: Octree, footprint_px: float) -> "Tracks":
-        """All usable observations; points whose node another rank owns are left to that rank."""
+    def of(scene: Scene, octree: Octree, footprint_px: float, near: float) -> "Tracks":
+        """All usable observations from at least ``near``; points whose node another rank owns are left to that rank."""
         points = scene.points
         point = points.track_point
         _, foreign = route(octree.to("cpu"), points.xyz, points.footprint * footprint_px)
@@ -32,7 +31,7 @@ class Tracks:
         trained = torch.zeros(len(scene.photos), dtype=torch.bool)
         trained[torch.tensor(scene.train, dtype=torch.int64)] = True
         distance = (points.xyz[point] - scene.cameras.centre[points.track_photo]).norm(dim=1)
-        keep = torch.nonzero(usable_point[point] & trained[points.track_photo] & (distance > NEAR)).squeeze(1)
+        keep = torch.nonzero(usable_point[point] & trained[points.track_photo] & (distance > near)).squeeze(1)
         error = points.error[point[keep]]
         return Tracks(scene, points.track_photo[keep], points.track_xy[keep], distance[keep], 1 / (1 + error))
 

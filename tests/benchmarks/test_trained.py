@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks import trained
+from inf_nerf.config import SamplerConfig
 from inf_nerf.errors import InputError
 from inf_nerf.render.sampling import cube_span, routed_radius
 from tests.train.tiny import tiny_config, tiny_octree
@@ -21,7 +22,7 @@ def test_the_far_view_is_answered_by_the_root() -> None:
     config, octree = tiny_config(), tiny_octree()
     checkpoint: Any = SimpleNamespace(config=config, model=SimpleNamespace(octree=octree))
     rays = trained.far_view(checkpoint).image_rays(0, 0)
-    enter, leave = cube_span(rays)
+    enter, leave = cube_span(rays, SamplerConfig().near)
     footprint = (enter * routed_radius(rays, config.octree.footprint_px, None))[leave > enter]
     assert len(rays) == 800 * 600
     assert float(octree.gsd[0]) < float(footprint.min()) < float(footprint.median()) < 2 * float(octree.gsd[0])

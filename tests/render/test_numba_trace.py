@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from inf_nerf.config import SamplerConfig
 from inf_nerf.octree.topology import Octree
 from inf_nerf.render.foreground import lit_samples
 from inf_nerf.render.model import Model
@@ -117,7 +118,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 @pytest.mark.parametrize("bias", [-12.0, 0.0, 6.0])  # light ends in the endless last sample, on its way, in the first
 def test_the_background_equals_its_twin(bias: float, field: dict[str, Any]) -> None:
     rays = upward()
-    _, leave = cube_span(rays)
+    _, leave = cube_span(rays, SamplerConfig().near)
     found = []
     for model in pair(**field):
         model.field.tables.data.mul_(3e3)

@@ -1,5 +1,7 @@
 """Samplers: where they may put samples, what they must not skip, and how they relate to each other."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -65,7 +67,7 @@ def run_march(octree, occupancy, rays, generator=None, **settings):
 
 def test_cube_span_of_a_ray_through_the_centre():
     rays = Rays(torch.tensor([[-3.0, 0, 0]]), torch.tensor([[1.0, 0, 0]]), torch.ones(1), torch.zeros(1).long())
-    enter, leave = cube_span(rays)
+    enter, leave = cube_span(rays, SamplerConfig().near)
     assert (enter.item(), leave.item()) == (2.0, 4.0)
 
 
@@ -81,6 +83,13 @@ def test_rays_that_miss_the_cube_have_no_samples(octree):
     assert len(run_march(octree, full_occupancy(octree), rays)) == 0
 
 
+@pytest.mark.parametrize("near", [0.3, 0.001])
+def test_a_camera_in_the_cube_sees_nothing_nearer_than_near(octree, near):
+    rays = replace(make_rays(50), origin=torch.zeros(50, 3))
+    nearest = run_march(octree, full_occupancy(octree), rays, near=near).t.min()
+    assert near <= nearest < 1.1 * near
+
+
 def test_samples_are_ordered_by_ray_then_distance(octree):
     samples = run_march(octree, random_occupancy(octree), make_rays(200), torch.Generator().manual_seed(0))
     same = samples.ray[1:] == samples.ray[:-1]
@@ -89,7 +98,7 @@ def test_samples_are_ordered_by_ray_then_distance(octree):
 
 def test_steps_fill_the_span_when_everything_is_occupied(octree):
     rays = make_rays(100)
-    enter, leave = cube_span(rays)
+    enter, leave = cube_span(rays, SamplerConfig().near)
     samples = run_march(octree, full_occupancy(octree), rays)
     covered = torch.zeros(len(rays)).index_add_(0, samples.ray, samples.delta)
     hit = leave > enter
@@ -175,7 +184,7 @@ def test_contraction_keeps_the_cube_and_bounds_the_rest():
 
 def test_background_starts_where_the_ray_leaves_the_cube():
     rays = make_rays(30)
-    enter, leave = cube_span(rays)
+    enter, leave = cube_span(rays, SamplerConfig().near)
     leave = torch.where(leave > enter, leave, torch.zeros_like(leave))
     which = torch.arange(30)
     samples = sample_background(rays, which, leave, 8, None)

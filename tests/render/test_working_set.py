@@ -8,14 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from inf_nerf.config import SamplerConfig
 from inf_nerf.octree.routing import blend_neighbour, route
 from inf_nerf.octree.topology import Octree
-from inf_nerf.render.sampling import NEAR, cube_span
+from inf_nerf.render.sampling import cube_span
 from inf_nerf.render.working_set import Bundles, working_set
 from inf_nerf.scene.cameras import Rays
 from tests.octree.conftest import grow, prune
 from tests.train.tiny import tiny_scene
 
+NEAR = SamplerConfig().near
 seeds = st.integers(0, 10_000)
 
 
@@ -37,7 +39,7 @@ def random_rays(seed: int, count: int = 40) -> Rays:
 
 def asked(tree: Octree, rays: Rays, footprint_px: float, lod_blend: float, per_ray: int = 60) -> set[int]:
     """Nodes that samples all along the rays ask."""
-    enter, leave = cube_span(rays)
+    enter, leave = cube_span(rays, NEAR)
     hit = leave > enter
     if not bool(hit.any()):
         return set()
@@ -55,7 +57,7 @@ def asked(tree: Octree, rays: Rays, footprint_px: float, lod_blend: float, per_r
 def test_no_node_that_rays_ask_is_missing(tree_seed: int, seed: int, lod_blend: float, footprint_px: float) -> None:
     tree = prune(grow(tree_seed), tree_seed)
     rays = random_rays(seed)
-    found = working_set(tree, Bundles.of(rays, footprint_px), lod_blend)
+    found = working_set(tree, Bundles.of(rays, footprint_px), lod_blend, near=NEAR)
     assert asked(tree, rays, footprint_px, lod_blend) <= set(found.tolist())
 
 
@@ -67,10 +69,12 @@ def test_bundles_of_bundles_miss_nothing_either(tree_seed: int, seed: int) -> No
     parts = Bundles.of(rays, 1.0, group)
     assert len(parts) == 5
     every = asked(tree, rays, 1.0, 0.5)
-    assert every <= set(working_set(tree, parts, 0.5).tolist())
-    assert every <= set(working_set(tree, parts.joined(), 0.5).tolist())
+    assert every <= set(working_set(tree, parts, 0.5, near=NEAR).tolist())
+    assert every <= set(working_set(tree, parts.joined(), 0.5, near=NEAR).tolist())
     chosen = parts[torch.tensor([1, 3])].joined()
-    assert asked(tree, rays[(group == 1) | (group == 3)], 1.0, 0.5) <= set(working_set(tree, chosen, 0.5).tolist())
+    assert asked(tree, rays[(group == 1) | (group == 3)], 1.0, 0.5) <= set(
+        working_set(tree, chosen, 0.5, near=NEAR).tolist()
+    )
 
 
 def by_looking_at_all_nodes(tree: Octree, bundle: Bundles, lod_blend: float) -> set[int]:
@@ -99,7 +103,7 @@ def by_looking_at_all_nodes(tree: Octree, bundle: Bundles, lod_blend: float) -> 
 @given(seeds, seeds)
 def test_descending_equals_looking_at_all_nodes(tree_seed: int, seed: int) -> None:
     tree, bundle = grow(tree_seed), Bundles.of(random_rays(seed), 1.0)
-    found = working_set(tree, bundle, 0.5)
+    found = working_set(tree, bundle, 0.5, near=NEAR)
     slow = by_looking_at_all_nodes(tree, bundle, 0.5)
     assert slow <= set(found.tolist())  # the slack may add one that is just not met
     assert len(found) <= len(slow) + max(1, len(slow) // 20)
@@ -109,7 +113,7 @@ def test_descending_equals_looking_at_all_nodes(tree_seed: int, seed: int) -> No
 @given(seeds, seeds)
 def test_the_set_is_a_tree_in_the_order_of_its_keys(tree_seed: int, seed: int) -> None:
     tree = grow(tree_seed)
-    found = working_set(tree, Bundles.of(random_rays(seed), 1.0))
+    found = working_set(tree, Bundles.of(random_rays(seed), 1.0), near=NEAR)
     assert found[0] == 0
     assert bool((found.diff() > 0).all())
     assert torch.equal(tree.restrict(tree.keys[found].tolist()).keys, tree.keys[found])
@@ -119,9 +123,9 @@ def test_a_coarse_view_needs_the_root_alone_and_a_narrow_one_few_nodes() -> None
     tree = next(tree for tree in map(grow, range(50)) if tree.num_nodes > 100)
     rays = tiny_scene().cameras.image_rays(1, 0)
     coarse = Rays(rays.origin, rays.direction, rays.radius * 1e6, rays.photo)
-    assert working_set(tree, Bundles.of(coarse, 1.0)).tolist() == [0]
-    whole = working_set(tree, Bundles.of(rays, 0.01))
-    one = working_set(tree, Bundles.of(rays[:1], 0.01))
+    assert working_set(tree, Bundles.of(coarse, 1.0), near=NEAR).tolist() == [0]
+    whole = working_set(tree, Bundles.of(rays, 0.01), near=NEAR)
+    one = working_set(tree, Bundles.of(rays[:1], 0.01), near=NEAR)
     assert len(one) < len(whole) / 4
     assert set(one.tolist()) <= set(whole.tolist())
 
@@ -132,7 +136,14 @@ def test_opposite_directions_reach_everywhere() -> None:
     rays = Rays(torch.zeros(2, 3), direction, torch.full((2,), 1e-9), torch.full((2,), -1))
     bundle = Bundles.of(rays, 1.0)
     assert float(bundle.angle) >= math.pi / 2
-    assert asked(tree, rays, 1.0, 0.5) <= set(working_set(tree, bundle, 0.5).tolist())
+    assert asked(tree, rays, 1.0, 0.5) <= set(working_set(tree, bundle, 0.5, near=NEAR).tolist())
+
+
+def test_what_is_nearer_than_a_ray_begins_is_not_asked_finely() -> None:
+    tree = grow(3)
+    rays = Rays(torch.zeros(1, 3), torch.tensor([[0.6, 0.6, 0.53]]), torch.full((1,), 0.1), torch.full((1,), -1))
+    counts = [len(working_set(tree, Bundles.of(rays, 1.0), near=near)) for near in (1e-4, 0.02, 0.5)]
+    assert counts[0] > counts[2] and counts == sorted(counts, reverse=True)
 
 
 def test_no_ray_is_no_bundle() -> None:

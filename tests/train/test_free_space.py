@@ -5,12 +5,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from inf_nerf.config import SamplerConfig
 from inf_nerf.octree.routing import route
 from inf_nerf.render.model import Model
 from inf_nerf.scene.scene import Scene
 from inf_nerf.train.assembly import has_solid_ground
 from inf_nerf.train.free_space import SCENE_CELLS, air, free_cells, learn_from_points, underground
 from tests.train.tiny import ground_height, tiny_scene, tiny_work
+
+NEAR = SamplerConfig().near
 
 
 def cell_of(xyz: Tensor) -> Tensor:
@@ -52,7 +55,7 @@ def dense_scene() -> Scene:
 
 
 def test_air_is_above_the_ground_and_below_the_cameras() -> None:
-    free = air(dense_scene())
+    free = air(dense_scene(), NEAR)
     assert 0.02 < float(free.float().mean()) < 0.5
     place = middles(free)
     assert bool((place[:, 2] > ground_height(place[:, :2])).all())
@@ -60,7 +63,7 @@ def test_air_is_above_the_ground_and_below_the_cameras() -> None:
 
 def test_no_point_is_in_the_air() -> None:
     scene = dense_scene()
-    assert not bool(at(air(scene), scene.points.xyz).any())
+    assert not bool(at(air(scene, NEAR), scene.points.xyz).any())
 
 
 def test_without_observations_there_is_no_air() -> None:
@@ -71,7 +74,7 @@ def test_without_observations_there_is_no_air() -> None:
         track_photo=points.track_photo[:0],
         track_xy=points.track_xy[:0],
     )
-    assert not bool(air(replace(tiny_scene(), points=none)).any())
+    assert not bool(air(replace(tiny_scene(), points=none), NEAR).any())
 
 
 def test_cells_below_the_ground_are_underground() -> None:

@@ -4,14 +4,17 @@ from dataclasses import replace
 
 import torch
 
+from inf_nerf.config import SamplerConfig
 from inf_nerf.octree.partition import make_partition
 from inf_nerf.octree.routing import route
 from inf_nerf.train.tracks import Tracks
 from tests.train.tiny import ground_height, tiny_octree, tiny_scene
 
+NEAR = SamplerConfig().near
+
 
 def tracks() -> Tracks:
-    return Tracks.of(tiny_scene(), tiny_octree(), 1.0)
+    return Tracks.of(tiny_scene(), tiny_octree(), 1.0, NEAR)
 
 
 def test_rays_meet_their_points_at_the_given_distance() -> None:
@@ -37,7 +40,7 @@ def test_points_outside_the_cube_and_at_the_camera_are_left_out() -> None:
     xyz[300] = scene.cameras.centre[0] * torch.tensor([1.0, 1.0, 0.8])  # inside the cube
     xyz[301] = scene.cameras.centre[int(scene.points.track_photo[scene.points.track_start[301]])]
     moved = replace(scene, points=replace(scene.points, xyz=xyz))
-    found = Tracks.of(moved, tiny_octree(), 1.0)
+    found = Tracks.of(moved, tiny_octree(), 1.0, NEAR)
     assert len(found.photo) < len(tracks().photo)
     assert bool((found.distance > 0.02).all())
     point = scene.points.track_point
@@ -48,7 +51,7 @@ def test_points_outside_the_cube_and_at_the_camera_are_left_out() -> None:
 def test_weight_falls_with_the_reprojection_error() -> None:
     scene = tiny_scene()
     errors = torch.linspace(0, 3, len(scene.points))
-    found = Tracks.of(replace(scene, points=replace(scene.points, error=errors)), tiny_octree(), 1.0)
+    found = Tracks.of(replace(scene, points=replace(scene.points, error=errors)), tiny_octree(), 1.0, NEAR)
     assert float(found.weight[0]) == 1.0 / (1 + float(errors[int(scene.points.track_point[0])]))
     assert bool((found.weight[1:] <= found.weight[:-1]).all())
     assert float(found.weight[-1]) < 0.3
@@ -57,7 +60,7 @@ def test_weight_falls_with_the_reprojection_error() -> None:
 def test_every_observation_belongs_to_the_rank_of_its_node() -> None:
     scene, octree = tiny_scene(), tiny_octree()
     partition = make_partition(octree, 2, 1)
-    parts = [Tracks.of(scene, partition.octree(octree, rank), 1.0) for rank in range(2)]
+    parts = [Tracks.of(scene, partition.octree(octree, rank), 1.0, NEAR) for rank in range(2)]
     node, _ = route(octree, scene.points.xyz, scene.points.footprint)
     owner = partition.owners_of(octree.keys[node])[scene.points.track_point]
     trained = torch.isin(scene.points.track_photo, torch.tensor(scene.train))
@@ -76,7 +79,7 @@ def test_nothing_is_drawn_from_no_tracks() -> None:
         track_photo=points.track_photo[:0],
         track_xy=points.track_xy[:0],
     )
-    found = Tracks.of(replace(scene, points=none), tiny_octree(), 1.0)
+    found = Tracks.of(replace(scene, points=none), tiny_octree(), 1.0, NEAR)
     rays, distance, weight = found.sample(10, torch.Generator())
     assert len(rays) == len(distance) == len(weight) == 0
 
