@@ -138,6 +138,9 @@ class TrainConfig(Section):
     cpus_per_worker: Positive = 1.0
     gpus_per_worker: NonNegative = 0.0
     shared_upper_levels: Count = 1
+    node_memory_mb: Positive | None = None  # nodes in training on a worker; what does not fit is trained in turns
+    turn_steps: Count = 500  # of each turn
+    subtree: str | None = None  # node, for example r05, below which a trained model is trained again; None: all of it
     seed: Annotated[int, Field(ge=0)] = 0
     log_every: Count = 20
     save_every: Count = 5000  # steps

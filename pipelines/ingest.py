@@ -34,7 +34,6 @@ from pipelines.ray_session import check_workers_fit, session_cpus, start_ray
 PIXEL_COLUMNS = [name for name in TILE_SCHEMA.names if name not in ("split", "nodes")]
 TILE_TABLE = pa.schema([TILE_SCHEMA.field("tile"), TILE_SCHEMA.field("nodes")])
 BLOCK_BYTES = 16 << 20  # tile files that one task reads
-BATCH_TILES = 256
 READERS = 8  # threads that read tile tables on the driver
 
 
@@ -128,7 +127,9 @@ def datasets_for(
 
 def tile_batches(shard: DataIterator) -> Callable[[], Iterator[pa.Table]]:
     """How a reservoir opens a rank's shard."""
-    return lambda: iter(shard.iter_batches(batch_size=BATCH_TILES, batch_format="pyarrow", prefetch_batches=1))
+    # they stay in the object store; batches of any size would be put together in the worker's memory
+    whole_blocks: Any = None
+    return lambda: iter(shard.iter_batches(batch_size=whole_blocks, batch_format="pyarrow", prefetch_batches=1))
 
 
 def read_tile_table(files: Sequence[Path], identity: str) -> pa.Table:

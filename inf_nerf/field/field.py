@@ -31,11 +31,32 @@ PADDED_TO = 16  # the colour head's input is filled up with ones to a multiple o
 TABLE_INIT = 1e-4
 
 
+def grid_spec(config: FieldConfig) -> GridSpec:
+    """The hash grid of every node."""
+    return GridSpec(
+        config.num_levels, config.features_per_level, config.log2_table_size, config.base_res, config.max_res
+    )
+
+
+def head_sizes(config: FieldConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Layer widths of the density head and of the colour head."""
+    given = config.geo_features + NUM_HARMONICS + config.appearance_dim
+    colour = (given + -given % PADDED_TO, config.hidden_color, config.hidden_color, 3)
+    return (grid_spec(config).num_features, config.hidden_density, 1 + config.geo_features), colour
+
+
+def node_parameters(config: FieldConfig) -> int:
+    """Numbers that are trained in one node."""
+    spec, (density, colour) = grid_spec(config), head_sizes(config)
+    return spec.num_entries * spec.features_per_level + num_weights(density) + num_weights(colour)
+
+
 class Field:
     """Hash grids and heads of M nodes; float32.
 
     ``tables`` [M, P, F], ``density_weights`` [M, Wd] and ``colour_weights`` [M, Wc] are leaves whose ``.grad`` always
-    exists.  ``touched`` [M] bool marks the nodes that were evaluated with gradients since ``clear_gradients``.
+    exists.  ``touched`` [M] bool marks the nodes that were evaluated with gradients since ``clear_gradients``; those of
+    ``frozen`` [M] bool never count as touched, so nothing trains them.
     """
 
     def __init__(self, config: FieldConfig, keys: Tensor, seed: int, device: str | torch.device = "cpu") -> None:
@@ -43,16 +64,9 @@ class Field:
         self.config = config
         self.keys = keys.cpu()
         self.encoder = resolve_backend(config.backend, device)
-        self.spec = GridSpec(
-            config.num_levels, config.features_per_level, config.log2_table_size, config.base_res, config.max_res
-        )
-        hidden, geo = config.hidden_density, config.geo_features
-        self.density_sizes = (self.spec.num_features, hidden, 1 + geo)
-        hidden = config.hidden_color
-        given = geo + NUM_HARMONICS + config.appearance_dim
-        self._padding = -given % PADDED_TO
-        self.colour_sizes = (given + self._padding, hidden, hidden, 3)
-
+        self.spec = grid_spec(config)
+        self.density_sizes, self.colour_sizes = head_sizes(config)
+        self._padding = self.colour_sizes[0] - config.geo_features - NUM_HARMONICS - config.appearance_dim
         self.density_bias = math.log(config.initial_density)
 
         num_nodes = len(keys)
@@ -60,6 +74,7 @@ class Field:
         self.density_weights = _leaf((num_nodes, num_weights(self.density_sizes)), device)
         self.colour_weights = _leaf((num_nodes, num_weights(self.colour_sizes)), device)
         self.touched = torch.zeros(num_nodes, dtype=torch.bool, device=device)
+        self.frozen = torch.zeros(num_nodes, dtype=torch.bool, device=device)
         self._leaves = {"table": self.tables, "density": self.density_weights, "colour": self.colour_weights}
         self._parameters: dict[int, dict[str, nn.Parameter]] = {}
         self._mlp = packed_mlp_reference if self.encoder.name == "torch" else packed_mlp
@@ -200,7 +215,7 @@ class Field:
             raise ValueError("samples must be sorted by node; sort them by their node index before asking the field")
         bounds = segment_bounds(node, self.num_nodes)  # [M + 1]
         if torch.is_grad_enabled() and self.tables.requires_grad:
-            self.touched |= bounds[1:] > bounds[:-1]
+            self.touched |= (bounds[1:] > bounds[:-1]) & ~self.frozen
         return bounds
 
     def _initial(self, seed: int, key: int) -> dict[str, Tensor]:

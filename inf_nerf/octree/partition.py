@@ -12,7 +12,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from inf_nerf.octree.topology import BACKGROUND_KEY, ROOT_KEY, Octree
+from inf_nerf.errors import InputError
+from inf_nerf.octree.topology import BACKGROUND_KEY, ROOT_KEY, Octree, key_level, key_name, key_of
 
 SLACK = 1.15  # load that a rank may reach, in parts of 1/W, so that its subtrees are neighbours
 SHARED = -1  # the owner of a node that all ranks train
@@ -100,3 +101,31 @@ def make_partition(octree: Octree, num_ranks: int, shared_upper_levels: int) -> 
     upper = octree.keys[octree.level < shared_upper_levels].tolist()
     owned = tuple(frozenset[int]().union(*(octree.subtree_keys(key) for key in keys)) for keys in roots)
     return Partition(frozenset({BACKGROUND_KEY, *upper, *cut}), owned, tuple(tuple(sorted(keys)) for keys in roots))
+
+
+def branch(octree: Octree, name: str, num_parts: int, shared_upper_levels: int) -> tuple[Octree, int, int]:
+    """What :func:`make_partition` is given so that only the subtree of the node ``name`` is trained.
+
+    The tree is that subtree and the path to it from the root, whose nodes answer for the rest.  The path is shared, and
+    the subtree's own root as well where several parts divide it.  Raises :class:`InputError` for a name of no node of
+    the tree.
+    """
+    try:
+        key = key_of(name)
+        if key == BACKGROUND_KEY:
+            raise ValueError
+    except ValueError:
+        raise InputError(
+            f"train.subtree is {name!r}, which names no node; a name is r and one digit from 0 to 7 for each level "
+            "below the root, for example r05."
+        ) from None
+    path = [key >> 3 * up for up in range(key_level(key) + 1)]  # upwards
+    known = set(octree.keys.tolist())
+    if key not in known:
+        nearest = next(above for above in path if above in known)
+        raise InputError(
+            f"The tree has no node {name}; the nearest one above it is {key_name(nearest)}, and its levels go down to "
+            f"{octree.num_levels - 1}."
+        )
+    levels = max(1, shared_upper_levels, key_level(key) + (num_parts > 1))
+    return octree.restrict({*path, *octree.subtree_keys(key)}), num_parts, levels

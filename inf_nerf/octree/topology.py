@@ -49,6 +49,24 @@ def key_name(key: int) -> str:
     return "r" + f"{key:o}"[1:] if level else "r"
 
 
+def key_of(name: str) -> int:
+    """The key that :func:`key_name` names so; ValueError for what is not the name of a node."""
+    if name == "bg":
+        return BACKGROUND_KEY
+    digits = name[1:]
+    if name[:1] != "r" or not set(digits) <= set("01234567") or len(digits) >= MAX_LEVELS:
+        raise ValueError(f"{name!r} is not the name of an octree node")
+    return int("1" + digits, 8)
+
+
+def is_below(keys: Tensor, ancestor: int) -> Tensor:
+    """Whether nodes (int64 keys of any shape) are ``ancestor`` or lie below it, bool; the background never does."""
+    span = keys.clone()
+    while bool((longer := span >= 8 * ancestor).any()):
+        span = torch.where(longer, span >> 3, span)
+    return span == ancestor
+
+
 def octant(xyz: Tensor, centre: Tensor) -> Tensor:
     """Octant of points [Q, 3] about ``centre`` ([3] or [Q, 3]) as int64 [Q]; a point on a cutting plane is above it."""
     above = (xyz >= centre).to(torch.int64)  # [Q, 3]

@@ -5,7 +5,9 @@ the mean of the area that it covers in the photo, and a pixel of any other level
 level 0.  EXIF orientation is ignored, as COLMAP ignores it.
 """
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from inf_nerf.errors import InputError
 from inf_nerf.scene.capture import check_size, open_image
 from inf_nerf.scene.scene import Scene
 
+BAND_VALUES = 1 << 20  # source values that are averaged at once
 OPAQUE = 0.5  # least alpha, and least brightness of a mask, that counts
 
 
@@ -63,30 +66,46 @@ def pyramid(image: NDArray[np.uint8], levels: int) -> list[NDArray[np.uint8]]:
 
 
 def area_resize(image: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.float32]:
-    """``image`` [h, w] or [h, w, c] at ``size`` (width, height), each pixel the mean of the area that it covers."""
-    if image.shape[:2] == (size[1], size[0]):
+    """``image`` [h, w] or [h, w, c] at ``size`` (width, height), each pixel the mean of the area that it covers.
+
+    Rows are made a band at a time, so that beside the result only a few megabytes are needed.
+    """
+    width, height = size
+    source_height, source_width = image.shape[:2]
+    if (source_height, source_width) == (height, width):
         return image.astype(np.float32)
-    columns_first = (
-        image.shape[1] / size[0] > image.shape[0] / size[1]
-    )  # the stronger reduction first is the cheaper way
-    for axis in (1, 0) if columns_first else (0, 1):
-        image = _average(image, size[1 - axis], axis)
-    return image.astype(np.float32, copy=False)
+    columns_first = source_width / width > source_height / height  # the stronger reduction first is the cheaper way
+    result = np.empty((height, width, *image.shape[2:]), np.float32)
+    values_per_row = source_width * math.prod(image.shape[2:]) * max(1, source_height // height)
+    band = max(1, BAND_VALUES // values_per_row)
+    for top in range(0, height, band):
+        bottom = min(height, top + band)
+        first = top * source_height // height  # source row
+        part: NDArray[Any] = image[first : -(-bottom * source_height // height)]
+        if columns_first:
+            part = _average(part, 1, source_width, width, 0, width)
+        part = _average(part, 0, source_height, height, top, bottom, first)
+        result[top:bottom] = part if columns_first else _average(part, 1, source_width, width, 0, width)
+    return result
 
 
-def _average(image: NDArray[np.generic], length: int, axis: int) -> NDArray[np.float32]:
-    """Area averaging along one axis; overlaps are counted in integers, so that weights are exact."""
-    source = image.shape[axis]
-    start = np.arange(length, dtype=np.int64) * source  # in units of 1 / length of a source pixel
-    first = start // length
+def _average(
+    image: NDArray[Any], axis: int, source: int, length: int, start: int, stop: int, offset: int = 0
+) -> NDArray[np.float32]:
+    """Pixels ``start`` to ``stop`` of the ``length`` along an axis of which the whole has ``source`` pixels, and
+    ``image`` those from ``offset`` on; overlaps are counted in integers, so that weights are exact."""
+    if source == length:
+        return image.astype(np.float32, copy=False)
+    begin = np.arange(start, stop, dtype=np.int64) * source  # in units of 1 / length of a source pixel
+    first = begin // length
     shape = [1] * image.ndim
-    shape[axis] = length
-    result = np.zeros((*image.shape[:axis], length, *image.shape[axis + 1 :]), np.float32)
+    shape[axis] = stop - start
+    result = np.zeros((*image.shape[:axis], stop - start, *image.shape[axis + 1 :]), np.float32)
     for tap in range(-(-source // length) + 1):
         cell = first + tap
-        overlap = np.minimum(start + source, (cell + 1) * length) - np.maximum(start, cell * length)
+        overlap = np.minimum(begin + source, (cell + 1) * length) - np.maximum(begin, cell * length)
         weight = (overlap.clip(0) / source).astype(np.float32).reshape(shape)
-        result += weight * np.take(image, cell.clip(max=source - 1), axis=axis)
+        result += weight * np.take(image, (cell - offset).clip(max=image.shape[axis] - 1), axis=axis)
     return result
 
 

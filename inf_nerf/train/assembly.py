@@ -5,11 +5,11 @@ import torch
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 from inf_nerf.octree.partition import Partition
-from inf_nerf.octree.topology import Octree
+from inf_nerf.octree.topology import Octree, is_below, key_of
 from inf_nerf.render.model import Model
 from inf_nerf.scene.scene import Scene
 from inf_nerf.train.free_space import learn_from_points
-from inf_nerf.train.loop import METRICS, Work
+from inf_nerf.train.loop import METRICS, PROBE_SHARES, Work
 from inf_nerf.train.loss_scale import LossScale
 from inf_nerf.train.losses import NodeLosses
 from inf_nerf.train.optimiser import NodeAdam
@@ -31,24 +31,35 @@ def assemble(
     val_tiles: TileBatches | None,
     mean_colour: tuple[float, float, float],
     device: torch.device | str = "cpu",
+    turn: int = 0,
+    num_turns: int = 1,
 ) -> Work:
-    """Everything that `train` needs on one rank, at step 0; raises :class:`InputError` for float16 on a CPU."""
+    """Everything that `train` needs on one rank, at step 0; raises :class:`InputError` for float16 on a CPU.
+
+    With several turns the partition has as many parts for each rank, and the tiles are those of the part of ``turn``.
+    """
     precision = config.train.precision
     if precision == "float16" and torch.device(device).type == "cpu":
         raise InputError(
             "train.precision is 'float16', which is slower than float32 on a CPU; set train.precision=float32, or "
             "train.gpus_per_worker=1 on a machine with a GPU."
         )
-    local = partition.octree(full, rank).to(device)
+    num_ranks = partition.num_ranks // num_turns
+    part = turn * num_ranks + rank
+    local = partition.octree(full, part).to(device)
     model = Model(
         config, local, len(scene.photos), scene.train, torch.tensor(mean_colour), has_solid_ground(scene), device
     )
     if precision != "float32":
         model.field.compute_heads_in(getattr(torch, precision))
+    if config.train.subtree is not None:
+        model.field.frozen = ~is_below(model.field.keys, key_of(config.train.subtree)).to(device)
+        model.appearance.requires_grad_(False)  # photos see more than the subtree, and the rest stays in their light
     learn_from_points(model, scene)
+    if num_turns > 1:
+        model.occupancy.density.fill_(density_before_warmup(config))
     keys = model.field.keys.tolist()
     shared = torch.tensor([key in partition.shared for key in keys], device=device)
-    num_ranks = partition.num_ranks
     capacity = int(config.data.reservoir_mb * 2**20)
     generator = torch.Generator().manual_seed(config.train.seed * 7919 + rank)
     return Work(
@@ -57,7 +68,7 @@ def assemble(
         cameras=scene.cameras,
         reservoir=Reservoir(train_tiles, capacity, config.data.level_boost),
         tracks=Tracks.of(scene, local, config.octree.footprint_px, config.sampler.near),
-        node_losses=NodeLosses.of(config, full, local, partition, rank),
+        node_losses=NodeLosses.of(config, full, local, partition, part, num_turns).without(model.field.frozen),
         gradients=SharedGradients(model.field, model.appearance, shared, METRICS),
         optimiser=NodeAdam(config.train, model.field, model.appearance),
         loss_scale=LossScale(config.train.precision),
@@ -67,7 +78,17 @@ def assemble(
         num_rays=part_of(config.train.batch_size, rank, num_ranks),
         num_tracks=part_of(config.loss.depth_rays if config.loss.lambda_depth else 0, rank, num_ranks),
         val=_val_rays(config, val_tiles, capacity, part_of(config.train.val_rays, rank, num_ranks)),
+        part=part,
+        num_parts=partition.num_ranks,
     )
+
+
+def density_before_warmup(config: Config) -> float:
+    """Density of cells that were never probed, from which probes take as long to come down to what a field starts with
+    as the warm-up of the occupancy lasts: a node whose turn comes later has no other warm-up."""
+    sampler = config.sampler
+    probes = sampler.occupancy_warmup / (PROBE_SHARES * sampler.occupancy_every)
+    return config.field.initial_density / sampler.occupancy_decay**probes
 
 
 def part_of(total: int, rank: int, num_ranks: int) -> int:

@@ -6,7 +6,8 @@
                        shared.safetensors      appearance, cameras, octree, backdrop
                        ranks/<r>-of-<W>.json   generator and reservoir of a rank, for a bit-equal continuation
 
-Every rank writes the nodes that it owns, rank 0 also the shared ones.  They are written into ``<step>.partial``; after
+Every rank writes the nodes that it holds, rank 0 also the shared ones; nodes that wait for their turn are taken over
+from the checkpoint before, and those that had none yet have no file.  They are written into ``<step>.partial``; after
 a barrier rank 0 writes the manifest and renames the directory, so a directory with a manifest is complete.  A run made
 on any number of workers continues on any other.
 """
@@ -16,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,13 +93,17 @@ def save_checkpoint(
         values = dict(model.field.state_of(node))
         if node < model.octree.num_nodes:
             values |= {f"occupancy.{name}": value for name, value in model.occupancy.state_of(node).items()}
-        _write(partial, f"nodes/{key_name(key)}.safetensors", _to_bytes(values), written)
+        _write(partial, _node_file(key), _to_bytes(values), written)
         _write(partial, f"optimiser/{key_name(key)}.safetensors", _to_bytes(work.optimiser.state_of(node)), written)
+    reservoir = work.reservoir.state()
     state = {
         "generator": base64.b64encode(bytes(work.generator.get_state().tolist())).decode(),
-        "reservoir": work.reservoir.state(),
+        "part": [work.part, work.num_parts],
+        "reservoir": reservoir,
+        "cursors": {**work.cursors, work.part: reservoir["cursor"]},
         "steps_across": model.steps_across,
         "draws": work.draws,
+        "loss_scale": work.loss_scale.state(),
     }
     _write(partial, f"ranks/{rank}-of-{world}.json", json.dumps(state).encode(), written)
     if rank == 0:
@@ -115,11 +121,14 @@ def save_checkpoint(
             listing = partial / f"files-{part}.json"
             files |= json.loads(listing.read_text())
             listing.unlink()
+        if work.saved is not None:
+            files |= _take_over(work.saved, partial, set(full.keys.tolist()), files)
         manifest = {
             "format_version": FORMAT_VERSION,
             "step": work.progress.step,
             "seconds": work.progress.seconds,
             "complete": complete,
+            "budget_from": work.progress.budget_from,
             "num_workers": world,
             "identity": identity,
             "val_psnr": val_psnr,
@@ -137,12 +146,14 @@ def save_checkpoint(
         put_in_place(partial, final)
         forget_old(run_dir, work.config.train.keep_checkpoints)
     _barrier()
+    work.saved = final
     return final
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Rebuild the whole model from a checkpoint directory; raises :class:`InputError` naming a damaged file.
 
+    Where a training in turns was saved before all nodes had one, parents answer for the others.
     A field that was trained by a backend for another kind of device is evaluated by the best one of this device.
     """
     manifest = read_manifest(path)
@@ -161,8 +172,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
     _load_nodes(model, path, manifest)
     with torch.no_grad():
         model.appearance.copy_(shared["appearance"])
-    names = [f"nodes/{key_name(key)}.safetensors" for key in model.field.keys.tolist()]
-    node_bytes = torch.tensor([manifest["files"][name]["bytes"] for name in names])
+    node_bytes = torch.tensor([manifest["files"][_node_file(key)]["bytes"] for key in model.field.keys.tolist()])
     return Checkpoint(path, model, config, scene, manifest["step"], manifest, shared["backdrop"], node_bytes)
 
 
@@ -171,10 +181,12 @@ def restore(work: Work, path: Path) -> None:
     generator and the reservoir, which makes the continuation bit-equal."""
     manifest = read_manifest(path)
     shared = _read(path, "shared.safetensors", manifest)
-    _load_nodes(work.model, path, manifest)
+    trained = [node for node, key in enumerate(work.model.field.keys.tolist()) if _node_file(key) in manifest["files"]]
+    _load_nodes(work.model, path, manifest, trained)
     with torch.no_grad():
         work.model.appearance.copy_(shared["appearance"])
-    for node, key in enumerate(work.model.field.keys.tolist()):
+    for node in trained:
+        key = int(work.model.field.keys[node])
         work.optimiser.load_state(node, _read(path, f"optimiser/{key_name(key)}.safetensors", manifest))
     work.optimiser.load_appearance_state(_read(path, "optimiser/appearance.safetensors", manifest))
     work.progress.step, work.progress.seconds = manifest["step"], manifest["seconds"]
@@ -183,11 +195,18 @@ def restore(work: Work, path: Path) -> None:
     if name in manifest["files"]:
         state = json.loads(read_verified(path, name, manifest))
         work.generator.set_state(torch.tensor(list(base64.b64decode(state["generator"])), dtype=torch.uint8))
-        work.reservoir.restore(state["reservoir"])
+        part, num_parts = state["part"]
+        if num_parts == work.num_parts:
+            work.cursors = {int(part): cursor for part, cursor in state["cursors"].items()}
+            if part == work.part:
+                work.reservoir.restore(state["reservoir"])
         work.model.steps_across = state["steps_across"]
         work.draws = state["draws"]
+        work.loss_scale.restore(state["loss_scale"])
     else:
         work.generator.manual_seed(work.generator.initial_seed() + manifest["step"])
+    work.reservoir.fill(work.cursors.get(work.part, 0))
+    work.saved = path
 
 
 def _open_shared(path: Path, manifest: dict[str, Any]) -> tuple[Scene, Octree, dict[str, Tensor]]:
@@ -202,7 +221,8 @@ def _open_shared(path: Path, manifest: dict[str, Any]) -> tuple[Scene, Octree, d
         report={},
         source_size=shared["source_size"],
     )
-    return scene, Octree.from_state(_without_prefix(shared, "octree.")), shared
+    full = Octree.from_state(_without_prefix(shared, "octree."))
+    return scene, full.restrict(key for key in full.keys.tolist() if _node_file(key) in manifest["files"]), shared
 
 
 def _no_points() -> SparsePoints:
@@ -218,9 +238,27 @@ def _no_points() -> SparsePoints:
     )
 
 
-def _load_nodes(model: Model, path: Path, manifest: dict[str, Any]) -> None:
-    for node, key in enumerate(model.field.keys.tolist()):
-        values = _read(path, f"nodes/{key_name(key)}.safetensors", manifest)
+def _take_over(source: Path, target: Path, keys: set[int], files: dict[str, Any]) -> dict[str, Any]:
+    """Put the files of nodes that nobody wrote, because nobody holds them, into ``target`` from the checkpoint
+    ``source``; returns what its manifest says of them."""
+    names = {f"{folder}/{key_name(key)}.safetensors" for key in keys for folder in ("nodes", "optimiser")}
+    missing = names - files.keys()
+    waiting = {name: entry for name, entry in read_manifest(source)["files"].items() if name in missing}
+    for name in waiting:
+        try:
+            os.link(source / name, target / name)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source / name, target / name)
+    return waiting
+
+
+def _node_file(key: int) -> str:
+    return f"nodes/{key_name(key)}.safetensors"
+
+
+def _load_nodes(model: Model, path: Path, manifest: dict[str, Any], nodes: Iterable[int] | None = None) -> None:
+    for node in range(model.field.num_nodes) if nodes is None else nodes:
+        values = _read(path, _node_file(int(model.field.keys[node])), manifest)
         model.field.load_state(node, values)
         if node < model.octree.num_nodes:
             model.occupancy.load_state(node, _without_prefix(values, "occupancy."))

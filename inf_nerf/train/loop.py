@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 import torch
@@ -42,11 +43,14 @@ class Progress:
 
     step: int = 0
     seconds: float = 0.0  # of training, over all parts of an interrupted run
+    budget_from: tuple[int, float] = (0, 0.0)  # step and seconds at which the budget begins
 
     def share(self, config: Config) -> float:
         """Share of the budget that is used, by steps or by time, whichever is larger."""
-        limit = config.train.max_seconds
-        return min(1.0, max(self.step / config.train.steps, self.seconds / limit if limit else 0.0))
+        limit, (step, seconds) = config.train.max_seconds, self.budget_from
+        return min(
+            1.0, max((self.step - step) / config.train.steps, (self.seconds - seconds) / limit if limit else 0.0)
+        )
 
 
 @dataclass
@@ -68,6 +72,11 @@ class Work:
     num_rays: int  # of this rank in a step, counted by their weights
     num_tracks: int
     val: RayBatch | None
+    part: int = 0  # of the partition: what this rank owns now
+    num_parts: int = 1
+    cursors: dict[int, int] = field(default_factory=dict)  # where the streams of other parts were left
+    saved: Path | None = None  # checkpoint in which nodes wait that are not in memory
+    stopped: bool = False  # by request
     progress: Progress = field(default_factory=Progress)
     draws: float = 1.0  # pixels drawn for one that counts: some turn out to be answered by other ranks
 
@@ -77,8 +86,9 @@ def train(
     on_log: Callable[[dict[str, object]], None],
     on_save: Callable[[float | None], None],
     stop_requested: Callable[[], bool],
+    until: int | None = None,
 ) -> bool:
-    """Train until the budget is used; returns False if it was stopped before.
+    """Train until the budget is used; returns False if it was stopped before, or came to the step ``until``.
 
     ``on_log`` gets a row of figures every ``train.log_every`` steps on rank 0.  ``on_save`` is called on all ranks
     together, with the PSNR of the val rays.  Raises :class:`NotFiniteError` on all ranks together.
@@ -87,8 +97,9 @@ def train(
     warm_up(work)
     saved_at = logged_at = time.monotonic()
     started = saved_at - progress.seconds
-    saved_step, figures, stop = progress.step, Figures(), False
-    while progress.share(config) < 1 and not stop:
+    saved_step, figures, last = progress.step, Figures(), math.inf if until is None else until
+    work.stopped = False
+    while progress.share(config) < 1 and progress.step < last and not work.stopped:
         update_occupancy(work)
         if progress.step % config.data.swap_every == 0 and progress.step:
             work.reservoir.swap()
@@ -129,7 +140,7 @@ def train(
 
         progress.step += 1
         progress.seconds = agreed["seconds"]
-        stop = agreed["stop"] > 0
+        work.stopped = agreed["stop"] > 0
         if not agreed["not_finite"]:
             figures.add(agreed, rendered, model)
         if progress.step % config.train.log_every == 0:
@@ -200,12 +211,12 @@ def next_draws(draws: float, weight: float, rays: float) -> float:
 
 
 def update_occupancy(work: Work) -> None:
-    """Probe a share of every node's cells now and then; shared nodes are probed alike on all ranks."""
+    """Probe a share of the cells of every node in training now and then; shared nodes are probed alike on all ranks."""
     sampler, model, step = work.config.sampler, work.model, work.progress.step
     if sampler.kind != "occupancy" or step % sampler.occupancy_every or step == 0:
         return
     occupancy, octree = model.occupancy, model.octree
-    for node in range(octree.num_nodes):
+    for node in torch.nonzero(~model.field.frozen[:-1]).flatten().tolist():
         seed = (int(octree.keys[node]) * 1_000_003 + step) * 31 + work.config.train.seed
         generator = torch.Generator().manual_seed(seed % 2**63)
         share = step // sampler.occupancy_every % PROBE_SHARES

@@ -1,5 +1,7 @@
 """The factor on the loss that keeps gradients from vanishing in float16."""
 
+from collections.abc import Sequence
+
 FIRST = 2.0**16
 STEPS_BETWEEN_DOUBLINGS = 2000  # both as in torch.amp.GradScaler
 
@@ -16,6 +18,15 @@ class LossScale:
         self._good_steps = 0
         self.value = FIRST if self._needed else 1.0
 
+    def state(self) -> list[float]:
+        """What :meth:`restore` needs."""
+        return [self.value, self._good_steps]
+
+    def restore(self, state: Sequence[float]) -> None:
+        """Go on where ``state`` was taken; what was saved with another precision does not matter."""
+        if self._needed and state[0] > 1:
+            self.value, self._good_steps = float(state[0]), int(state[1])
+
     def lower(self) -> bool:
         """After a step that is not finite: halve the scale; False if the scale is not to blame, being 1."""
         self._good_steps = 0
@@ -26,6 +37,6 @@ class LossScale:
 
     def keep(self) -> None:
         """After a step that is finite: double the scale if there were many in a row."""
-        self._good_steps += 1
+        self._good_steps += self._needed
         if self._needed and self._good_steps % STEPS_BETWEEN_DOUBLINGS == 0:
             self.value *= 2

@@ -14,7 +14,7 @@ The paper uses exp(-sigma) with scene-unit steps in the node losses; times the g
 its weights do not carry over.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -75,22 +75,33 @@ class NodeLosses:
     config: LossConfig
     seed: int
     octree: Octree  # of this rank
-    nodes: Tensor  # [K] local index of every node of the full tree, -1 where another rank computes it
+    nodes: Tensor  # [K] local index of every node that is trained now, -1 where another rank computes it
     children: Tensor  # [K'] the same for every node but the root
-    keys: Tensor  # [K] of the full tree
+    keys: Tensor  # [K] of the nodes that are trained now
 
     @staticmethod
-    def of(config: Config, full: Octree, local: Octree, partition: Partition, rank: int) -> "NodeLosses":
-        """Shared nodes are dealt to the ranks in turn, owned ones are computed by their owner."""
-        num_ranks = len(partition.owned)
-        owner = {key: r for r, keys in enumerate(partition.owned) for key in keys}
+    def of(
+        config: Config, full: Octree, local: Octree, partition: Partition, part: int, num_turns: int = 1
+    ) -> "NodeLosses":
+        """Shared nodes are dealt to the ranks in turn, owned ones are computed by their owner.
+
+        Nodes of parts that are not trained at the same time as ``part`` are not drawn.
+        """
+        num_ranks = len(partition.owned) // num_turns
+        first = part // num_ranks * num_ranks
+        owner = {key: rank for rank in range(num_ranks) for key in partition.owned[first + rank]}
+        keys = [key for key in full.keys.tolist() if key in owner or key in partition.shared]
         index = {key: i for i, key in enumerate(local.keys.tolist())}
         mine = [
-            index[key] if owner.get(key, place % num_ranks) == rank else -1
-            for place, key in enumerate(full.keys.tolist())
+            index[key] if owner.get(key, place % num_ranks) == part - first else -1 for place, key in enumerate(keys)
         ]
         nodes = torch.tensor(mine)
-        return NodeLosses(config.loss, config.train.seed, local, nodes, nodes[1:], full.keys)
+        return NodeLosses(config.loss, config.train.seed, local, nodes, nodes[1:], torch.tensor(keys))
+
+    def without(self, frozen: Tensor) -> "NodeLosses":
+        """The same but for nodes that are ``frozen`` [M] bool, of which none is drawn."""
+        nodes, children = (torch.where(frozen.cpu()[each], -1, each) for each in (self.nodes, self.children))
+        return replace(self, nodes=nodes, children=children)
 
     def draw(self, step: int) -> tuple[list[tuple[int, torch.Generator]], list[tuple[int, torch.Generator]]]:
         """Local nodes for transparency and local children for consistency, each with the generator of its points."""

@@ -1,9 +1,9 @@
 """A bounded store of decoded image tiles from which a worker draws its rays.
 
-Tiles arrive as a stream of Arrow tables (:data:`inf_nerf.octree.tiles.TILE_SCHEMA` with a ``share`` column).  If
-the stream fits under the cap it is loaded once; otherwise the reservoir is filled and :meth:`Reservoir.swap` replaces
-its oldest part by the tiles that come next.  Drawing depends only on the state and on the generator that is passed, so
-a resumed run continues bit for bit.
+Tiles arrive as a stream of Arrow tables (:data:`inf_nerf.octree.tiles.TILE_SCHEMA` with a ``share`` column), of which
+one tile at a time is copied, straight to its place.  If the stream fits under the cap it is loaded once; otherwise the
+reservoir is filled and :meth:`Reservoir.swap` replaces its oldest part by the tiles that come next.  Drawing depends
+only on the state and on the generator that is passed, so a resumed run continues bit for bit.
 
 Letters: T resident tiles, B rays of a batch.
 """
@@ -25,7 +25,7 @@ TileBatches = Callable[[], Iterator[pa.Table]]
 
 SWAPPED_SHARE = 0.125  # of the capacity that one swap replaces
 ALIGNMENT = 4  # bytes; masked tiles store int32 indices
-COLUMNS = ("tile", "photo", "level", "x", "y", "width", "height", "pixels", "mask", "share")
+NUMBERS = ("tile", "photo", "level", "x", "y", "width", "share")  # columns of a tile beside its pixels
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class _Arrival:
         return -(-exact // ALIGNMENT) * ALIGNMENT
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there are many of them
 class _Resident:
     """A tile in the buffer."""
 
@@ -81,36 +81,47 @@ class Reservoir:
         level_boost: float,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        """Fill from the start of the stream, or as ``state`` says (see :meth:`restore`).
+        """Nothing is read before the first use or :meth:`fill`; with a ``state``, that is restored (see
+        :meth:`restore`).
 
         ``tile_batches`` opens the stream anew; each pass must give the same tiles in the same order.  A pixel of
-        pyramid level l is drawn ``level_boost ** l`` times as often as one of level 0.  Raises :class:`InputError` if
-        the cap is too small for a single tile.
+        pyramid level l is drawn ``level_boost ** l`` times as often as one of level 0.
         """
         self._tile_batches = tile_batches
         self._level_boost = level_boost
         # Pages are not touched before they are written, so a small shard costs only its own size.
         self._buffer = torch.from_numpy(np.empty(capacity_bytes // ALIGNMENT * ALIGNMENT, np.uint8))
         self._tiles: deque[_Resident] = deque()  # oldest first
-        if state is None:
-            self._fill()
-        else:
+        self._filled = False
+        if state is not None:
             self.restore(state)
 
     def __len__(self) -> int:
         """Number of resident tiles."""
+        self.fill()
         return len(self._tiles)
 
     @property
     def nbytes(self) -> int:
         """Bytes that resident tiles occupy."""
+        self.fill()
         return sum(tile.num_bytes for tile in self._tiles)
+
+    def fill(self, cursor: int = 0) -> None:
+        """Read the stream from its row ``cursor`` on, and around its end, until the buffer is full; nothing happens if
+        that was done before.
+
+        Raises :class:`InputError` if the cap is too small for a single tile.
+        """
+        if not self._filled:
+            self._fill(cursor)
 
     def sample(self, batch_size: int, generator: torch.Generator) -> RayBatch:
         """Draw pixels with replacement, with probability proportional to the tile's share and ``level_boost ** level``.
 
         Masked pixels are never drawn.  A reservoir without tiles gives an empty batch, whatever the size asked for.
         """
+        self.fill()
         if not self._tiles or batch_size == 0:
             none = torch.empty(0, dtype=torch.int64)
             return RayBatch(none, none, none.reshape(0, 2), torch.empty(0, 3))
@@ -131,6 +142,7 @@ class Reservoir:
 
         At the end of the stream it starts again.  Nothing happens if everything is resident.
         """
+        self.fill()
         if self._complete:
             return 0
         arrived = num_tiles = 0
@@ -140,7 +152,8 @@ class Reservoir:
                 self._open(0)
                 self._epoch += 1
                 continue
-            self._place(arrival, self._make_room(arrival.num_bytes))
+            self._tiles.append(self._write(arrival, self._make_room(arrival.num_bytes)))
+            self._head += arrival.num_bytes
             arrived += arrival.num_bytes
             num_tiles += 1
         self._tabulate()
@@ -148,6 +161,7 @@ class Reservoir:
 
     def state(self) -> dict[str, Any]:
         """What :meth:`restore` needs: plain numbers, a few bytes a tile."""
+        self.fill()
         return {
             "tiles": [tile.tile for tile in self._tiles],
             "offsets": [tile.offset for tile in self._tiles],
@@ -165,20 +179,20 @@ class Reservoir:
         start and False is returned.
         """
         offsets: dict[int, int] = dict(zip(state["tiles"], state["offsets"], strict=True))
-        self._open(0)
-        found: dict[int, _Arrival] = {}
-        while len(found) < len(offsets) and (arrival := self._next()) is not None:
-            if arrival.tile in offsets:
-                found[arrival.tile] = arrival
-        complete = len(found) == len(offsets) and state["complete"] and self._next() is None
-        fits = all(offsets[tile] + arrival.num_bytes <= len(self._buffer) for tile, arrival in found.items())
-        if len(found) < len(offsets) or not fits or complete != state["complete"]:
-            self._fill()
-            return False
         self._tiles.clear()
-        for tile, offset in offsets.items():
-            self._place(found[tile], offset)
-        self._head, self._epoch, self._complete = state["head"], state["epoch"], complete
+        self._open(0)
+        found: dict[int, _Resident] = {}
+        while len(found) < len(offsets) and (arrival := self._next()) is not None:
+            if (offset := offsets.get(arrival.tile)) is not None:
+                if offset + arrival.num_bytes > len(self._buffer):
+                    break
+                found[arrival.tile] = self._write(arrival, offset)
+        complete = len(found) == len(offsets) and state["complete"] and self._next() is None
+        if len(found) < len(offsets) or complete != state["complete"]:
+            self._fill(0)
+            return False
+        self._tiles.extend(found[tile] for tile in offsets)
+        self._head, self._epoch, self._complete, self._filled = state["head"], state["epoch"], complete, True
         if complete:
             self._close()
         elif self._cursor != state["cursor"]:
@@ -187,22 +201,30 @@ class Reservoir:
         self._tabulate()
         return True
 
-    def _fill(self) -> None:
-        """Read the stream from its start until the buffer is full."""
+    def _fill(self, cursor: int) -> None:
         self._tiles.clear()
         self._head = 0  # where the next tile goes, bytes
         self._epoch = 0  # passes over the stream that are over
-        self._open(0)
-        while (arrival := self._next()) is not None:
-            if self._head + arrival.num_bytes > len(self._buffer):
+        self._complete, around = False, cursor == 0
+        self._open(cursor)
+        while not self._complete:
+            arrival = self._next()
+            if arrival is None and not around:
+                self._open(0)
+                around = True
+            elif arrival is None or (self._tiles and arrival.tile == self._tiles[0].tile):
+                self._complete = True
+            elif self._head + arrival.num_bytes > len(self._buffer):
                 _refuse_larger(arrival.num_bytes, len(self._buffer))
                 self._row -= 1  # the first swap takes it
                 self._cursor -= 1
                 break
-            self._place(arrival, self._head)
-        self._complete = arrival is None
+            else:
+                self._tiles.append(self._write(arrival, self._head))
+                self._head += arrival.num_bytes
         if self._complete:
             self._close()
+        self._filled = True
         self._tabulate()
 
     def _make_room(self, num_bytes: int) -> int:
@@ -216,7 +238,7 @@ class Reservoir:
             self._tiles.popleft()
         return self._head
 
-    def _place(self, arrival: _Arrival, offset: int) -> None:
+    def _write(self, arrival: _Arrival, offset: int) -> _Resident:
         buffer = self._buffer.numpy()
         colours = offset
         if arrival.indices is not None:
@@ -224,9 +246,7 @@ class Reservoir:
             buffer[offset:colours] = arrival.indices.view(np.uint8)
         buffer[colours : colours + arrival.colours.nbytes] = arrival.colours
         masked, num_pixels = arrival.indices is not None, len(arrival.colours) // 3
-        resident = (arrival.tile, arrival.sampled, arrival.share, num_pixels, masked, offset, arrival.num_bytes)
-        self._tiles.append(_Resident(*resident))
-        self._head = offset + arrival.num_bytes
+        return _Resident(arrival.tile, arrival.sampled, arrival.share, num_pixels, masked, offset, arrival.num_bytes)
 
     def _tabulate(self) -> None:
         """Lay out what sampling reads: the columns of resident tiles and their cumulative weights."""
@@ -243,39 +263,46 @@ class Reservoir:
     def _open(self, cursor: int) -> None:
         """Open the stream behind its first ``cursor`` rows."""
         self._close()
-        self._batches = self._tile_batches()
+        self._batches = (batch for table in self._tile_batches() for batch in table.to_batches())
         self._cursor = cursor
         while cursor and (batch := next(self._batches, None)) is not None:
             if len(batch) > cursor:
-                self._batch, self._row = batch.select(COLUMNS).to_pylist(), cursor
+                self._take(batch)
+                self._row = cursor
             cursor -= min(cursor, len(batch))
 
     def _close(self) -> None:
         """Let the stream go, with whatever it has prefetched."""
-        self._batches: Iterator[pa.Table] = iter(())
-        self._batch: list[dict[str, Any]] = []
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._batch: pa.RecordBatch | None = None
+        self._numbers: list[tuple[Any, ...]] = []  # the columns NUMBERS of the batch, by row
         self._row = 0  # next one of the batch
         self._cursor = 0  # rows of this pass that were taken
+
+    def _take(self, batch: pa.RecordBatch) -> None:
+        self._batch, self._row = batch, 0
+        self._numbers = list(zip(*(batch.column(name).to_pylist() for name in NUMBERS), strict=True))
 
     def _next(self) -> _Arrival | None:
         """The next tile of the stream that has used pixels, or None at the end."""
         while True:
-            if self._row == len(self._batch):
+            if self._batch is None or self._row == len(self._numbers):
                 batch = next(self._batches, None)
                 if batch is None:
                     return None
-                self._batch, self._row = batch.select(COLUMNS).to_pylist(), 0
+                self._take(batch)
                 continue
-            row = self._batch[self._row]
+            # a tile at a time: the batch itself is in Ray's shared memory, and as large as Ray likes
+            pixels, mask = (self._batch.column(name)[self._row].as_buffer() for name in ("pixels", "mask"))
+            tile, photo, level, x, y, width, share = self._numbers[self._row]
             self._row += 1
             self._cursor += 1
-            colours, indices = np.frombuffer(row["pixels"], np.uint8), None
-            if row["mask"] is not None:
-                indices = np.flatnonzero(np.frombuffer(row["mask"], np.uint8)).astype(np.int32)
+            colours, indices = np.frombuffer(pixels, np.uint8), None
+            if mask is not None:
+                indices = np.flatnonzero(np.frombuffer(mask, np.uint8)).astype(np.int32)
                 colours = colours.reshape(-1, 3)[indices].reshape(-1)
             if len(colours):
-                photo, level, x, y, width = (int(row[name]) for name in ("photo", "level", "x", "y", "width"))
-                return _Arrival(row["tile"], (photo, level, x, y, width), row["share"], colours, indices)
+                return _Arrival(tile, (photo, level, x, y, width), share, colours, indices)
 
 
 def _refuse_larger(num_bytes: int, capacity: int) -> None:

@@ -49,12 +49,12 @@ class SharedGradients:
             return
         field = self._field
         touched = self._shared[field.touched[self._shared]].tolist()
-        if self._appearance.grad is None:
+        if self._appearance.grad is None and self._appearance.requires_grad:
             self._appearance.grad = torch.zeros_like(self._appearance)
-        parts = [self._appearance.grad]
+        parts = [self._appearance.grad] if self._appearance.grad is not None else []
         for node in touched:
             parts += _gradients(field, node)
-        flat = torch.cat([part.reshape(-1) for part in parts])
+        flat = torch.cat([part.reshape(-1) for part in parts]) if parts else self._appearance.new_zeros(0)
         self.bytes_sent = flat.numel() * flat.element_size()
         dist.all_reduce(flat)
         for part, total in zip(parts, flat.split([part.numel() for part in parts]), strict=True):

@@ -16,9 +16,11 @@ from inf_nerf.octree.topology import (
     MAX_LEVELS,
     ROOT_KEY,
     Octree,
+    is_below,
     key_level,
     key_levels,
     key_name,
+    key_of,
     keys_at,
     octant,
 )
@@ -225,3 +227,17 @@ def test_local_positions_span_the_unit_cube() -> None:
     xyz = torch.tensor([[-1.0, 0.0, 1.0], [0.0, 0.5, 1.0], [-0.1, 0.25, 1.5]])
     local = tree.to_local(xyz, torch.tensor([0, 1, 1]))
     assert local.tolist() == [[0, 0.5, 1], [0, 0.5, 1], [0, 0.25, 1]]
+
+
+def test_names_and_keys_are_each_others_inverse() -> None:
+    for key in (BACKGROUND_KEY, ROOT_KEY, 8, 15, 0o105, 0o1777, 1 << 57):
+        assert key_of(key_name(key)) == key
+    for name in ("", "r9", "q", "R0", "r-1", "r" + "7" * 20):
+        with pytest.raises(ValueError, match="is not the name of an octree node"):
+            key_of(name)
+
+
+def test_what_lies_below_a_node() -> None:
+    keys = torch.tensor([BACKGROUND_KEY, ROOT_KEY, 8, 0o105, 0o1053, 0o10537, 0o106, 0o1063, 0o115, 0o11])
+    assert is_below(keys, 0o105).tolist() == [key in (0o105, 0o1053, 0o10537) for key in keys.tolist()]
+    assert is_below(keys, ROOT_KEY).tolist() == [key > 0 for key in keys.tolist()]

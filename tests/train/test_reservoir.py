@@ -160,4 +160,33 @@ def test_empty_shard_gives_empty_batches() -> None:
 
 def test_cap_below_one_tile_names_the_key_to_raise() -> None:
     with pytest.raises(InputError, match=r"data\.reservoir_mb"):
-        Reservoir(stream([tile(0)]), TILE_BYTES - 4, 2.0)
+        Reservoir(stream([tile(0)]), TILE_BYTES - 4, 2.0).fill()
+
+
+def test_nothing_is_read_before_it_is_needed() -> None:
+    opened: list[int] = []
+
+    def batches() -> Iterator[pa.Table]:
+        opened.append(1)
+        return stream([tile(n) for n in range(5)])()
+
+    state = Reservoir(stream([tile(n) for n in range(5)]), 1 << 20, 2.0).state()
+    reservoir = Reservoir(batches, 1 << 20, 2.0)
+    assert not opened
+    assert reservoir.restore(state)
+    reservoir.fill()
+    assert opened == [1]
+
+
+@pytest.mark.parametrize("capacity", [5, 16, 17, 99])
+@pytest.mark.parametrize("cursor", [0, 1, 4, 15, 16, 17, 40])
+def test_filling_may_begin_anywhere_and_goes_around_the_end(capacity: int, cursor: int) -> None:
+    reservoir = Reservoir(stream([tile(n) for n in range(17)], batch=4), capacity * TILE_BYTES, 2.0)
+    reservoir.fill(cursor)
+    begin = cursor if cursor < 17 else 0
+    assert numbers(reservoir) == [(begin + n) % 17 for n in range(min(17, capacity))]
+    assert reservoir.state()["complete"] == (capacity >= 17)
+    reservoir.swap()
+    if capacity < 17:
+        assert numbers(reservoir)[-1] == (begin + capacity + max(1, -(-capacity // 8)) - 1) % 17
+    check_colours(reservoir.sample(300, torch.Generator().manual_seed(0)))

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from inf_nerf.config import Config
 from inf_nerf.octree.build import build_octree
-from inf_nerf.octree.partition import Partition, make_partition
+from inf_nerf.octree.partition import Partition, branch, make_partition
 from inf_nerf.octree.tiles import cut_photo
-from inf_nerf.octree.topology import Octree
+from inf_nerf.octree.topology import Octree, is_below, key_of
 from inf_nerf.render.paths import look_at
 from inf_nerf.scene.cameras import Cameras
 from inf_nerf.scene.frame import WorldFrame
@@ -122,10 +122,15 @@ def _tiles() -> pa.Table:
     return pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
 
 
-def tiles_of(partition: Partition, rank: int, split: str) -> TileBatches:
-    """The tiles that see a node of ``rank``; those that see only shared nodes are dealt in turn."""
+def tiles_of(partition: Partition, rank: int, split: str, subtree: int | None = None) -> TileBatches:
+    """The tiles that see a node of ``rank``; those that see only shared nodes are dealt in turn.
+
+    With a ``subtree`` only tiles count that see one of its nodes.
+    """
     rows, share, dealt = [], [], 0
     for row, tile in enumerate(_tiles().select(["split", "nodes"]).to_pylist()):
+        if subtree is not None and not bool(is_below(torch.tensor(tile["nodes"]), subtree).any()):
+            continue
         ranks = [rank for rank in partition.owners_of(torch.tensor(tile["nodes"])).tolist() if rank >= 0]
         if not ranks:
             ranks, dealt = [dealt % partition.num_ranks], dealt + 1
@@ -148,10 +153,22 @@ class Tiny:
     partition: Partition
 
 
-def tiny_work(config: Config | None = None, num_ranks: int = 1, rank: int = 0, shared_levels: int = 1) -> Tiny:
+def tiny_work(
+    config: Config | None = None,
+    num_ranks: int = 1,
+    rank: int = 0,
+    shared_levels: int = 1,
+    turn: int = 0,
+    num_turns: int = 1,
+) -> Tiny:
     """Rank ``rank`` of ``num_ranks`` at step 0."""
     config = config or tiny_config()
-    partition = make_partition(tiny_octree(), num_ranks, shared_levels)
-    train, val = (tiles_of(partition, rank, split) for split in ("train", "val"))
-    work = assemble(config, tiny_scene(), tiny_octree(), partition, rank, train, val, MEAN_COLOUR)
+    scene, octree = tiny_scene(), tiny_octree()
+    if (subtree := config.train.subtree) is None:
+        partition = make_partition(octree, num_ranks * num_turns, shared_levels)
+    else:
+        partition = make_partition(*branch(octree, subtree, num_ranks * num_turns, shared_levels))
+    key = None if subtree is None else key_of(subtree)
+    train, val = (tiles_of(partition, turn * num_ranks + rank, split, key) for split in ("train", "val"))
+    work = assemble(config, scene, octree, partition, rank, train, val, MEAN_COLOUR, turn=turn, num_turns=num_turns)
     return Tiny(work, partition)

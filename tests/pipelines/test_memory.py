@@ -1,0 +1,154 @@
+"""Memory of real Ray workers: what is held in parts stays under its cap while the whole is several times as large."""
+
+import io
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import ray.train
+from PIL import Image
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from inf_nerf.config import Config, load_config
+from inf_nerf.octree.partition import Partition, make_partition
+from inf_nerf.octree.tiles import tile_file
+from inf_nerf.train.assembly import assemble
+from inf_nerf.train.loop import Work, train
+from inf_nerf.train.reservoir import Reservoir
+from pipelines import prepare
+from pipelines.ingest import datasets_for, tile_batches
+from pipelines.ray_session import session_cpus, start_ray
+from tests.memory import PeakMemory, unique_bytes
+from tests.scene.tiny_capture import make_camera, write_capture
+from tests.train.ranks import run_ranks
+
+MIB = 1 << 20
+WIDTH, HEIGHT = 2560, 1920
+CAP_MB, TILES_MB = 64, 256
+BYTES_PER_PIXEL = 24  # of a photo that is being cut: itself, its pyramid, its tiles, and their compressed form
+SETTINGS = [
+    "field.num_levels=4", "field.log2_table_size=9", "field.max_res=16", "field.hidden_density=16",
+    "field.hidden_color=16", "field.appearance_dim=4", "octree.num_levels=2", "scene.pyramid_levels=3",
+    "scene.val_every=6", "data.tile_size=128", f"data.reservoir_mb={CAP_MB}", "data.swap_every=1",
+    "sampler.max_samples=32", "sampler.occupancy_res=8", "train.batch_size=256", "train.val_rays=64",
+    "loss.lambda_depth=0", "train.steps=100000", "train.save_every=100000", "train.log_every=100000",
+]  # fmt: skip
+CONFIG = load_config(None, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of photos of five megapixels with speckles, prepared by Ray."""
+    folder = tmp_path_factory.mktemp("memory")
+    photos = write_capture(folder / "photos", [make_camera(width=WIDTH, height=HEIGHT)], num_photos=20)
+    speckles = np.random.default_rng(0).integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
+    photo = io.BytesIO()
+    Image.fromarray(speckles).resize((WIDTH, HEIGHT)).save(photo, format="JPEG")
+    for name in photos.names:
+        (folder / "photos/images" / name).write_bytes(photo.getvalue())
+    prepare.run(CONFIG, folder / "photos", folder / "run")
+    return folder / "run"
+
+
+def train_until(work: Work, step: int) -> None:
+    train(work, lambda row: None, lambda val_psnr: None, lambda: work.progress.step >= step - 1)
+
+
+def watch_the_reservoir(settings: dict[str, Any]) -> None:
+    """A Train worker that trains on few tiles at first, then on all, and writes down what memory both took."""
+    config: Config = settings["config"]
+    prepared = prepare.read_prepared(settings["run_dir"])
+    shards = {}
+    for name in ("train", "val"):
+        shard = ray.train.get_dataset_shard(name)
+        assert shard is not None
+        shards[name] = tile_batches(shard)
+    partition: Partition = settings["partition"]
+    scene, octree, colour = prepared.scene, prepared.octree, prepared.mean_colour
+    work = assemble(config, scene, octree, partition, 0, shards["train"], shards["val"], colour)
+    before = unique_bytes()
+    reservoir, work.reservoir = work.reservoir, Reservoir(shards["train"], MIB, config.data.level_boost)
+    train_until(work, 10)  # what is compiled and imported at its first use is there
+    with PeakMemory() as idle:
+        train_until(work, 30)
+    work.reservoir = reservoir
+    seen: set[int] = set()
+    with PeakMemory() as busy:
+        for step in range(31, 75):
+            train_until(work, step)
+            seen |= set(work.reservoir.state()["tiles"])
+    me = psutil.Process()
+    others = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith("ray::")]
+    figures = {
+        "before": before,
+        "idle": idle.peak,
+        "busy": busy.peak,
+        "resident": work.reservoir.nbytes,
+        "tiles": len(seen),
+        "readers": {p.info["cmdline"][0]: unique_bytes(p) for p in others if p.pid != me.pid},
+    }
+    Path(settings["out"]).write_text(json.dumps(figures))
+
+
+def watch_the_cutting(rank: int, run_dir: Path) -> dict[str, Any]:
+    """Cut photos as a Ray task does; the peak of each beyond what the process takes."""
+    prepared = prepare.read_prepared(run_dir)
+
+    def cut(photo: int) -> None:
+        assert not prepare.cut_and_write({"photo": photo}, CONFIG, str(run_dir), prepared.identity)["error"]
+
+    cut(prepared.scene.train[0])
+    before = unique_bytes()
+    peaks = []
+    for photo in prepared.scene.train[:6]:
+        with PeakMemory(0.01) as busy:
+            cut(photo)
+        peaks.append(busy.peak - before)
+    return {"peaks": peaks}
+
+
+@pytest.mark.slow
+def test_cutting_holds_one_photo_however_many_there_are(run_dir: Path) -> None:
+    (figures,) = run_ranks(1, watch_the_cutting, run_dir)
+    each = [peak / (WIDTH * HEIGHT) for peak in figures["peaks"]]
+    print("bytes for a pixel of the photo:", [round(value, 1) for value in each])
+    assert max(each) <= BYTES_PER_PIXEL
+    assert max(each[3:]) <= 1.1 * max(each[:3])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_tiles_stay_under_their_cap_while_several_times_as_many_pass(run_dir: Path, tmp_path: Path) -> None:
+    prepared = prepare.read_prepared(run_dir)
+    files = [tile_file(run_dir, photo) for photo in prepared.scene.train]
+    pixels = [pq.read_table(file, columns=["width", "height"]).to_pandas().prod(axis=1) for file in files]
+    assert 3 * sum(int(count.sum()) for count in pixels) >= TILES_MB * MIB
+    start_ray(session_cpus(CONFIG))
+    partition_of = partial(make_partition, prepared.octree, shared_upper_levels=1)
+    datasets, owned = datasets_for(CONFIG, run_dir, partition_of)
+    settings = {
+        "config": CONFIG,
+        "run_dir": run_dir,
+        "partition": partition_of(1),
+        "out": str(tmp_path / "figures.json"),
+    }
+    TorchTrainer(
+        watch_the_reservoir,
+        train_loop_config=settings,
+        scaling_config=ScalingConfig(num_workers=1),
+        run_config=ray.train.RunConfig(name="memory", storage_path=str(tmp_path / "ray")),
+        datasets=datasets,  # type: ignore[arg-type]
+        dataset_config=owned,
+    ).fit()
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    readers = {name: f"{value / MIB:.0f} MiB" for name, value in figures.pop("readers").items()}
+    print({name: f"{value / MIB:.1f} MiB" for name, value in figures.items() if name != "tiles"}, readers)
+    assert figures["tiles"] == sum(len(count) for count in pixels)
+    assert figures["resident"] > 0.7 * CAP_MB * MIB
+    assert figures["busy"] - figures["idle"] <= 1.1 * CAP_MB * MIB
