@@ -41,6 +41,7 @@ from inf_nerf.files import write_atomic
 from inf_nerf.octree.build import build_octree
 from inf_nerf.octree.routing import route
 from inf_nerf.octree.topology import ROOT_KEY, Octree
+from inf_nerf.render.working_set import Bundles, working_set
 from inf_nerf.scene.cameras import Cameras, Rays
 from inf_nerf.scene.frame import GROUND_LIFT
 
@@ -53,9 +54,16 @@ QUICK_SIZES = SIZES[1:6:2]
 VIEWS, QUICK_VIEWS = 12, 4
 WIDTH, HEIGHT, DEGREES = 800, 600, 60.0
 STRIDE = 2  # every second pixel of a row and a column is followed
+BUNDLED = 33  # pixels of a row and of a column whose rays say what a view can ask
 SAMPLES = 200_000  # routed
 NEAREST_M = 1.0  # of the samples that are routed
 FITTED_FROM = 90  # nodes: the city of about a hundred is in
+TITLES = {
+    "street": "street, seen",
+    "aerial": "from the air, seen",
+    "street_set": "street, in view and hidden",
+    "aerial_set": "from the air, in view and hidden",
+}
 EFFORT, QUICK_EFFORT = Effort(seconds=20, fewest=5, most=25), Effort(seconds=0.1, fewest=1, most=3)
 SAMPLED_EVERY_S = 0.02
 
@@ -95,11 +103,17 @@ class City:
         octaves = torch.rand(len(xyz), generator=torch.Generator().manual_seed(1))
         return xyz, (FINEST_GSD_M / self.half_m) * torch.exp2(0.99 * octaves)
 
-    def cameras(self, poses_m: Tensor) -> Cameras:
+    def cameras(self, poses_m: Tensor, width: int = WIDTH, height: int = HEIGHT, degrees: float = DEGREES) -> Cameras:
         """Pinholes at poses [V, 3, 4] in metres."""
         poses = poses_m.clone()
         poses[:, :, 3] = self.to_scene(poses_m[:, :, 3])
-        return Cameras.pinhole(poses, WIDTH, HEIGHT, DEGREES)
+        return Cameras.pinhole(poses, width, height, degrees)
+
+    def surface(self, rays: Rays, eye_m: Tensor) -> "Seen":
+        """Where rays from a camera at ``eye_m`` [3] meet the city."""
+        metres = self.grid.distance(eye_m.expand(len(rays), -1), rays.direction.double())
+        met = torch.nonzero(metres.isfinite()).flatten()
+        return Seen(met, rays[met], (metres[met] / self.half_m).float())
 
 
 @dataclass(frozen=True)
@@ -117,7 +131,8 @@ class Built:
 class Seen:
     """The surfaces that a view sees, pixel by pixel."""
 
-    rays: Rays  # [R] those that meet a surface
+    pixel: Tensor  # [R] which of the rays that were followed meet a surface
+    rays: Rays  # [R] these
     distance: Tensor  # [R] float32, scene units
 
     @property
@@ -155,6 +170,8 @@ class Row:
     build_grown_mb: float
     street: Count  # nodes that answer on the surfaces that a view from the street sees
     aerial: Count
+    street_set: Count  # nodes that rays of the view can ask, hidden ones included: what a renderer loads
+    aerial_set: Count
     routing_ms: float  # SAMPLES of these views
     scattered_ms: float  # as many points anywhere on the city's surfaces, all answered on the last level
 
@@ -215,6 +232,10 @@ def measured(cities: Sequence[City], num_views: int, effort: Effort, own_process
         counts = {
             name: Count.of([len(touched(built.tree, view)) for view in views])
             for name, views in (("street", street), ("aerial", aerial))
+        }
+        counts |= {
+            f"{name}_set": Count.of([len(found) for found in working_sets(city, built.tree, poses(num_views))])
+            for name, poses in (("street", street_views), ("aerial", aerial_views))
         }
         measures = {name: getattr(built, name) for name in ("points", "build_s", "build_peak_mb", "build_grown_mb")}
         found.append(measures | counts)
@@ -281,10 +302,7 @@ def look(city: City, poses_m: Tensor) -> list[Seen]:
     seen = []
     for view, pose in enumerate(poses_m):
         rays = cameras.rays(torch.full((len(xy),), view), torch.zeros(len(xy), dtype=torch.int64), xy)
-        origin = pose[:, 3].expand(len(xy), -1)
-        distance = city.grid.distance(origin, rays.direction.double())
-        met = torch.nonzero(distance.isfinite()).flatten()
-        seen.append(Seen(rays[met], (distance[met] / city.half_m).float()))
+        seen.append(city.surface(rays, pose[:, 3]))
     return seen
 
 
@@ -293,6 +311,18 @@ def touched(tree: Octree, seen: Seen) -> Tensor:
     xyz = seen.rays.origin + seen.rays.direction * seen.distance[:, None]
     node, _ = route(tree, xyz, seen.distance * seen.rays.radius)
     return torch.unique(node)
+
+
+def working_sets(city: City, tree: Octree, poses_m: Tensor) -> list[Tensor]:
+    """Nodes [n] of each view at poses [V, 3, 4] that its rays can ask, were there no surface; ascending."""
+    cameras, near = city.cameras(poses_m), NEAREST_M / city.half_m
+    y, x = torch.meshgrid(_spread(HEIGHT), _spread(WIDTH), indexing="ij")
+    xy = torch.stack([x.flatten(), y.flatten()], dim=1)
+    found = []
+    for view in range(len(poses_m)):
+        rays = cameras.rays(torch.full((len(xy),), view), torch.zeros(len(xy), dtype=torch.int64), xy)
+        found.append(working_set(tree, Bundles.of(rays, laptop().octree.footprint_px), near=near))
+    return found
 
 
 def routed_samples(city: City, seen: Sequence[Seen]) -> tuple[Tensor, Tensor]:
@@ -321,7 +351,7 @@ def fitted(rows: Sequence[Row]) -> dict[str, dict[str, Fit]]:
     """Touched nodes against log10(n), and against n for contrast, from FITTED_FROM nodes on."""
     large = [row for row in rows if row.nodes >= FITTED_FROM]
     nodes = [row.nodes for row in large]
-    curves = {"street": [row.street.mean for row in large], "aerial": [row.aerial.mean for row in large]}
+    curves = {name: [getattr(row, name).mean for row in large] for name in TITLES}
     return {
         name: {"log": Fit.of(np.log10(nodes).tolist(), touched_nodes), "linear": Fit.of(nodes, touched_nodes)}
         for name, touched_nodes in curves.items()
@@ -331,13 +361,14 @@ def fitted(rows: Sequence[Row]) -> dict[str, dict[str, Fit]]:
 def table(rows: Sequence[Row]) -> str:
     """All rows as text."""
     lines = [
-        f"{'nodes':>8}{'levels':>7}{'city, m':>13}{'model MiB':>11}{'street':>8}{'aerial':>8}{'routing ms':>12}"
-        f"{'scattered':>11}{'points':>12}{'build s':>9}{'peak MiB':>10}{'growth':>8}"
+        f"{'nodes':>8}{'levels':>7}{'city, m':>13}{'model MiB':>11}{'street':>8}{'aerial':>8}{'can ask':>13}"
+        f"{'routing ms':>12}{'scattered':>11}{'points':>12}{'build s':>9}{'peak MiB':>10}{'growth':>8}"
     ]
     for row in rows:
         size = f"{row.width_m:.0f} x {row.depth_m:.0f}"
         lines.append(
             f"{row.nodes:>8}{row.levels:>7}{size:>13}{row.model_mb:>11.0f}{row.street.mean:>8.1f}{row.aerial.mean:>8.1f}"
+            f"{row.street_set.mean:>7.0f}{row.aerial_set.mean:>6.0f}"
             f"{row.routing_ms:>12.2f}{row.scattered_ms:>11.2f}{row.points:>12}{row.build_s:>9.2f}"
             f"{row.build_peak_mb:>10.0f}{row.build_grown_mb:>8.0f}"
         )
@@ -347,7 +378,7 @@ def table(rows: Sequence[Row]) -> str:
 def fit_lines(fits: dict[str, dict[str, Fit]]) -> str:
     """The fits as text."""
     return "\n".join(
-        f"{name}: touched = {fit['log'].intercept:.1f} + {fit['log'].slope:.1f} log10(n), R^2 {fit['log'].r2:.3f}; "
+        f"{TITLES[name]}: {fit['log'].intercept:.1f} + {fit['log'].slope:.1f} log10(n), R^2 {fit['log'].r2:.3f}; "
         f"a straight line in n has R^2 {fit['linear'].r2:.3f}"
         for name, fit in fits.items()
     )
@@ -357,9 +388,9 @@ def plot(rows: Sequence[Row], fits: dict[str, dict[str, Fit]], path: Path) -> No
     """Touched nodes, memory, routing and building against the number of nodes."""
     nodes = [row.nodes for row in rows]
     with matplotlib.rc_context({"svg.hashsalt": "inf-nerf", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(10, 7), layout="constrained")
+        figure = Figure(figsize=(11, 9), layout="constrained")
         views, memory, routing, building = figure.subplots(2, 2).flat
-        for name in ("street", "aerial"):
+        for name, title in TITLES.items():
             counts: list[Count] = [getattr(row, name) for row in rows]
             line = views.errorbar(
                 nodes,
@@ -367,16 +398,16 @@ def plot(rows: Sequence[Row], fits: dict[str, dict[str, Fit]], path: Path) -> No
                 [[c.mean - c.least for c in counts], [c.most - c.mean for c in counts]],
                 fmt="o",
                 capsize=3,
-                label=name,
+                label=title,
             )
             fit, ends = fits[name]["log"], np.array([FITTED_FROM, max(nodes)])
             label = f"{fit.intercept:.0f} + {fit.slope:.1f} log10 n, R² = {fit.r2:.3f}"
             views.plot(ends, fit.intercept + fit.slope * np.log10(ends), "--", color=line[0].get_color(), label=label)
-        views.set(title="nodes that answer a view, 800 x 600", ylim=(0, None))
+        views.set(title="nodes of a view, 800 x 600", ylim=(0, None))
         memory.plot(nodes, [row.model_mb for row in rows], marker="o", label="whole model")
-        for name in ("street", "aerial"):
+        for name, title in TITLES.items():
             share = [getattr(row, name).mean * row.model_mb / row.nodes for row in rows]
-            memory.plot(nodes, share, marker="o", label=f"touched, {name}")
+            memory.plot(nodes, share, marker="o", label=title)
         memory.set(title="MiB of node values", yscale="log")
         routing.plot(nodes, [row.routing_ms for row in rows], marker="o", label="of views")
         routing.plot(nodes, [row.scattered_ms for row in rows], marker="o", label="anywhere, on the last level")
@@ -392,6 +423,11 @@ def plot(rows: Sequence[Row], fits: dict[str, dict[str, Fit]], path: Path) -> No
             axes.legend(loc="upper left", fontsize="small")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _spread(length: int) -> Tensor:
+    """Some pixels of a row or column, the first and the last among them."""
+    return torch.linspace(0, length - 1, BUNDLED).long()
 
 
 class PeakMemory:

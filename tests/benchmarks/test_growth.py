@@ -7,7 +7,18 @@ import pytest
 import torch
 
 from benchmarks import growth
-from benchmarks.growth import FINEST_GSD_M, City, Fit, build, builder, look, routed_samples, scattered, touched
+from benchmarks.growth import (
+    FINEST_GSD_M,
+    City,
+    Fit,
+    build,
+    builder,
+    look,
+    routed_samples,
+    scattered,
+    touched,
+    working_sets,
+)
 from benchmarks.pairing import Effort
 from benchmarks.street_grid import aerial_views, street_views
 from inf_nerf.octree.build import build_octree
@@ -56,6 +67,17 @@ def test_touched_nodes_answer_on_surfaces_at_the_level_of_the_pixel() -> None:
         assert inside.all()
 
 
+def test_what_a_view_can_ask_holds_what_it_touches_and_grows_as_slowly() -> None:
+    counts, poses = [], torch.cat([street_views(3), aerial_views(1)])
+    for city in (City.of(3, 1.0), City.of(5, 1.0)):
+        tree = tree_of(city)
+        sets = working_sets(city, tree, poses)
+        for seen, found in zip(look(city, poses), sets, strict=True):
+            assert set(touched(tree, seen).tolist()) <= set(found.tolist())
+        counts.append(sum(map(len, sets)))
+    assert counts[0] < counts[1] < 4 * counts[0]
+
+
 def test_touched_nodes_grow_much_more_slowly_than_the_tree() -> None:
     cities = [City.of(levels, 1.0) for levels in (3, 5)]
     trees = [tree_of(city) for city in cities]
@@ -97,10 +119,11 @@ def test_the_command_prints_writes_and_draws(
     assert growth.main(["--quick", str(out), "--plot", str(plot)]) == 0
     content = json.loads(out.read_text())
     assert [row["levels"] for row in content["cities"]] == [3, 4, 4]
-    assert set(content["fits"]) == {"street", "aerial"}
+    assert set(content["fits"]) == set(growth.TITLES)
     printed = capsys.readouterr().out
     for row in content["cities"]:
         assert str(row["nodes"]) in printed and row["routing_ms"] > 0 and row["scattered_ms"] > 0
+        assert row["street"]["most"] <= row["street_set"]["most"] <= row["nodes"]
         assert 0 < row["street"]["least"] <= row["street"]["mean"] <= row["street"]["most"] <= row["nodes"]
     assert "log10(n)" in printed and "R^2" in printed
     assert "log10 n" in plot.read_text()
