@@ -26,9 +26,9 @@ from inf_nerf.errors import InputError
 from inf_nerf.files import write_atomic
 from inf_nerf.render.parallel import available_cores
 from inf_nerf.scene.photos import read_mask, read_photo
-from inf_nerf.train.checkpoint import load_checkpoint
 from inf_nerf.train.evaluation import evaluate
 from inf_nerf.train.manifest import checkpoints_dir, latest_checkpoint, read_manifest
+from inf_nerf.train.opened import load_checkpoint
 
 SCORES = {"psnr": "plain", "psnr_corrected": "colour-corrected"}
 

@@ -34,9 +34,10 @@ from inf_nerf.render.parallel import available_cores
 from inf_nerf.render.paths import look_at, zoom
 from inf_nerf.scene.cameras import Cameras
 from inf_nerf.train.assembly import assemble
-from inf_nerf.train.checkpoint import Checkpoint, load_checkpoint, restore
+from inf_nerf.train.checkpoint import restore
 from inf_nerf.train.loop import Work, forward
 from inf_nerf.train.manifest import latest_checkpoint
+from inf_nerf.train.opened import Checkpoint, load_checkpoint
 from inf_nerf.train.reservoir import TileBatches
 from pipelines.ingest import read_tile_table, read_tiles, tile_ranks
 from pipelines.prepare import CONFIG_FILE, Prepared, read_prepared

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from inf_nerf.errors import InputError
+from inf_nerf.places import Place
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -251,7 +252,7 @@ class Config(Section):
 
 
 def load_config(
-    path: Path | None = None, overrides: Iterable[str] = (), base: Mapping[str, Any] | None = None
+    path: Place | None = None, overrides: Iterable[str] = (), base: Mapping[str, Any] | None = None
 ) -> Config:
     """Read a YAML file of differences and apply ``key=value`` overrides.
 
@@ -298,7 +299,7 @@ def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]
     return keys
 
 
-def _read_yaml(path: Path) -> Mapping[str, Any]:
+def _read_yaml(path: Place) -> Mapping[str, Any]:
     if not path.is_file():
         raise InputError(f"The config file {path} does not exist; name one such as configs/laptop.yaml.")
     try:

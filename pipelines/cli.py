@@ -21,6 +21,7 @@ from inf_nerf.errors import InputError
 
 if TYPE_CHECKING:
     from inf_nerf.config import Config
+    from inf_nerf.places import Place
 
 EXIT_INPUT_ERROR = 2
 FULL = (errno.ENOSPC, errno.EDQUOT)  # the system names no file with these
@@ -73,7 +74,21 @@ ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML file of config keys that differ from the defaults; see configs/.")
 ]
 RunDirectory = Annotated[Path, typer.Option("--output-dir", help="The run directory; made if it does not exist.")]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory of prepare and train.")]
+Run = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="The run directory of prepare and train, or a checkpoint in it; a path or a URI (s3://...)."
+    ),
+]
+MemoryBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--memory-budget",
+        metavar="SIZE",
+        help="Hold no more than so much of the model, e.g. 64MB or 25%, and read nodes when a picture needs them; "
+        "where that is too little, pictures get coarser.",
+    ),
+]
 
 
 @app.command()
@@ -168,23 +183,28 @@ def train(
 def evaluate(
     run: Run,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="A directory below RUN/checkpoints; the latest if not given.")
+        str | None, typer.Option(help="A directory below RUN/checkpoints; the latest if not given.")
     ] = None,
+    memory_budget: MemoryBudget = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the result; RUN if not given.")] = None,
     overrides: Overrides = None,
     log_level: Level = LogLevel.INFO,
 ) -> None:
     """Score the held-out photos at every pyramid level.
 
     Writes RUN/eval.json and an image sheet in RUN/pictures, and shows the table. A result for the same checkpoint and
-    settings is used again.
+    settings is used again. With a memory budget the files are named eval_<bytes>B.
 
     Example: `inf-nerf eval runs/photos`
     """
     _start_logging(log_level)
-    settings = _configure(None, overrides, run_dir=run) if overrides else None
+    from inf_nerf.places import place
+
+    run_dir = place(run)
+    settings = _configure(None, overrides, run_dir=run_dir) if overrides else None
     from pipelines import evaluate as stage
 
-    stage.run(run, settings, checkpoint)
+    stage.run(run_dir, settings, None if checkpoint is None else place(checkpoint), memory_budget, out)
 
 
 @app.command()
@@ -198,6 +218,7 @@ def render(
         typer.Option("--out", help="A video (.mp4), a picture of the first frame (.png), or a directory of stills."),
     ],
     mode: Annotated[Mode, typer.Option(help="What to show: level is the octree level that answered.")] = Mode.COLOUR,
+    memory_budget: MemoryBudget = None,
     overrides: Overrides = None,
     log_level: Level = LogLevel.INFO,
 ) -> None:
@@ -209,10 +230,13 @@ def render(
     Example: `inf-nerf render runs/photos --path zoom --out zoom.mp4 --set render.frames=120`
     """
     _start_logging(log_level)
-    settings = _configure(None, overrides, run_dir=run) if overrides else None
+    from inf_nerf.places import place
+
+    run_dir = place(run)
+    settings = _configure(None, overrides, run_dir=run_dir) if overrides else None
     from pipelines import render as stage
 
-    stage.run(run, path, out, mode=mode.value, config=settings)
+    stage.run(run_dir, path, out, mode=mode.value, config=settings, memory_budget=memory_budget)
 
 
 @app.command()
@@ -307,11 +331,13 @@ def _configure(
     path: Path | None,
     overrides: Sequence[str] | None,
     flags: dict[str, Any] | None = None,
-    run_dir: Path | None = None,
+    run_dir: "Place | None" = None,
 ) -> "Config":
     """Defaults (or the run's own configuration where no file is named), then the file, the flags and ``--set``."""
     from inf_nerf.config import load_config
 
+    if run_dir is not None and (run_dir / "manifest.json").is_file():  # a checkpoint in a run
+        run_dir = run_dir.parent.parent
     stored = run_dir / "config.yaml" if run_dir is not None and path is None else None
     base = load_config(stored).model_dump(mode="json") if stored is not None and stored.is_file() else None
     changes = [f"{key}={json.dumps(value)}" for key, value in (flags or {}).items() if value is not None]

@@ -10,20 +10,24 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 from inf_nerf.files import write_atomic
+from inf_nerf.places import Place
+from inf_nerf.render.budget import budget_bytes
 from inf_nerf.render.colourmap import Picture, as_picture, depth_map, depth_range, level_map
 from inf_nerf.render.images import RenderedImage, chunk_rays, render_image
 from inf_nerf.render.parallel import available_cores
 from inf_nerf.render.paths import CameraPath, named_path
 from inf_nerf.render.sheet import draw_legend, png_bytes
+from inf_nerf.render.stored_model import StoredModel
 from inf_nerf.render.video import VIDEO_SUFFIXES, FrameSink, still_writer, video_writer
 from inf_nerf.scene.scene import Scene
-from inf_nerf.train.checkpoint import load_checkpoint
 from inf_nerf.train.evaluation import level_share
-from pipelines.evaluate import find_checkpoint
+from inf_nerf.train.opened import Checkpoint, StoredCheckpoint, load_checkpoint, open_checkpoint
+from pipelines.evaluate import find_checkpoint, memory_figures, run_of
 
 MODES = ("colour", "depth", "level")
 DEPTH_MEMORY = 0.85  # part of the depth scale kept from frame to frame, so that its colours do not flicker
@@ -31,12 +35,21 @@ ZOOM_END = 1.25  # footprint of a zoom's last frame in gsds of the finest level,
 DIGITS = 6
 
 
-def run(run_dir: Path, path: str, out: Path, mode: str = "colour", config: Config | None = None) -> dict[str, Any]:
+def run(
+    run_dir: Place,
+    path: str,
+    out: Path,
+    mode: str = "colour",
+    config: Config | None = None,
+    memory_budget: str | None = None,
+) -> dict[str, Any]:
     """Render ``path`` (orbit, zoom, photos or a JSON file) to ``out`` and return the figures written beside it.
 
     ``out`` with a video suffix becomes a video, ``.png`` a still of the first frame, and a directory (or a name without
     suffix) numbered stills.  ``mode`` is colour, depth or level.  ``config`` defaults to the checkpoint's; only
-    ``render`` and ``eval.chunk_samples`` matter.  Raises :class:`InputError` for input that cannot be used.
+    ``render`` and ``eval.chunk_samples`` matter.  ``run_dir`` may also be a checkpoint.  Under a ``memory_budget`` such
+    as ``64MB`` or ``25%`` of the model, nodes are read when a frame needs them.  Raises :class:`InputError` for input
+    that cannot be used.
     """
     console = Console()
     if mode not in MODES:
@@ -44,11 +57,11 @@ def run(run_dir: Path, path: str, out: Path, mode: str = "colour", config: Confi
     is_folder = out.is_dir() or not out.suffix
     if not is_folder and out.suffix != ".png" and out.suffix not in VIDEO_SUFFIXES:
         raise InputError(f"{out} is no kind of picture that is written; use {', '.join(VIDEO_SUFFIXES)} or .png.")
-    checkpoint = load_checkpoint(find_checkpoint(run_dir))
+    checkpoint = _open(find_checkpoint(run_dir), memory_budget)
     settings = config or checkpoint.config
     octree = checkpoint.model.octree
     finest_footprint = ZOOM_END * float(octree.gsd.min()) / settings.octree.footprint_px
-    cameras = named_path(path, Scene.load(run_dir), settings.render, finest_footprint)
+    cameras = named_path(path, _scene(run_dir, checkpoint), settings.render, finest_footprint)
     width, height = cameras.cameras.level_size(0, 0)
     num_frames = 1 if out.suffix == ".png" and not is_folder else len(cameras)
     sink: AbstractContextManager[FrameSink]
@@ -58,7 +71,7 @@ def run(run_dir: Path, path: str, out: Path, mode: str = "colour", config: Confi
         sink = nullcontext(lambda frame: write_atomic(out, png_bytes(frame)))
     else:
         sink = video_writer(out, width, height, cameras.fps)
-    figures = FrameFigures()
+    figures = FrameFigures(checkpoint.node_bytes)
     painter = Painter(mode, octree.num_levels)
     columns = (
         TextColumn("{task.description}"),
@@ -71,11 +84,15 @@ def run(run_dir: Path, path: str, out: Path, mode: str = "colour", config: Confi
     with Progress(*columns, console=console) as progress, sink as take:
         task = progress.add_task(escape(f"render {path} ({mode})"), total=num_frames)
         for frame in range(num_frames):
+            if isinstance(checkpoint.model, StoredModel) and frame + 1 < num_frames:
+                checkpoint.model.expect(cameras.cameras, frame + 1, 0, settings.render.lod_blend)
             rendered = _frame(checkpoint.model, cameras, frame, settings)
             take(painter(rendered))
             figures.add(rendered, level_share(rendered.share, octree))
             progress.advance(task)
     summary = figures.summary()
+    if isinstance(checkpoint, StoredCheckpoint):
+        summary["memory"] = memory_figures(checkpoint)
     beside = out / "frames.json" if is_folder else out.with_name(f"{out.stem}_frames.json")
     write_atomic(beside, json.dumps(summary, indent=1, sort_keys=True) + "\n")
     kind = f"{num_frames} frames of {width} x {height}" if num_frames > 1 else f"{width} x {height}"
@@ -85,6 +102,13 @@ def run(run_dir: Path, path: str, out: Path, mode: str = "colour", config: Confi
             f"Mean absolute difference of consecutive frames: median {summary['median_difference']:.4f}, largest "
             f"{summary['max_difference']:.4f} ({summary['max_to_median']:.2f} times the median); nodes touched: "
             f"{min(summary['nodes_touched'])} to {max(summary['nodes_touched'])} of {octree.num_nodes + 1}.",
+            highlight=False,
+        )
+    if memory := summary.get("memory"):
+        console.print(
+            f"At most {memory['peak_bytes'] / 1e6:.1f} MB of nodes were held of {memory['budget_bytes'] / 1e6:.1f} MB "
+            f"allowed; {memory['bytes_read'] / 1e6:.1f} MB of the model's {int(checkpoint.node_bytes.sum()) / 1e6:.1f} "
+            "MB were read.",
             highlight=False,
         )
     return summary
@@ -119,10 +143,13 @@ class Painter:
 class FrameFigures:
     """How much consecutive frames differ, and what part of the model each one asks."""
 
-    def __init__(self) -> None:
+    def __init__(self, node_bytes: Tensor) -> None:
+        """``node_bytes`` [M] of each node's file."""
+        self._node_bytes = node_bytes
         self._before: RenderedImage | None = None
         self._differences: list[float] = []
         self._nodes: list[int] = []
+        self._bytes: list[int] = []
         self._shares: list[dict[str, float]] = []
 
     def add(self, rendered: RenderedImage, share: dict[str, float]) -> None:
@@ -130,6 +157,7 @@ class FrameFigures:
         if self._before is not None and self._before.rgb.shape == rendered.rgb.shape:
             self._differences.append(float((rendered.rgb - self._before.rgb).abs().double().mean()))
         self._nodes.append(int(rendered.touched.sum()))
+        self._bytes.append(int(self._node_bytes[rendered.touched].sum()))
         self._shares.append({level: round(value, DIGITS) for level, value in share.items()})
         self._before = rendered
 
@@ -144,8 +172,22 @@ class FrameFigures:
             "median_difference": round(median, DIGITS),
             "max_to_median": round(largest / median, 4) if median > 0 else 0.0,
             "nodes_touched": self._nodes,
+            "bytes_touched": self._bytes,
             "level_share": self._shares,
         }
+
+
+def _open(path: Place, memory_budget: str | None) -> Checkpoint | StoredCheckpoint:
+    if memory_budget is None:
+        return load_checkpoint(path)
+    opened = open_checkpoint(path)
+    return opened.within(budget_bytes(memory_budget, opened.model_bytes))
+
+
+def _scene(run_dir: Place, checkpoint: Checkpoint | StoredCheckpoint) -> Scene:
+    """The run's scene; a checkpoint that lies alone carries one without sparse points."""
+    folder = run_of(run_dir)
+    return checkpoint.scene if folder is None else Scene.load(folder)
 
 
 def _frame(model: Any, path: CameraPath, frame: int, settings: Config) -> RenderedImage:

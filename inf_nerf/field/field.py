@@ -5,6 +5,7 @@ Samples arrive sorted by node.  The leaves keep one gradient buffer for ever, wh
 says which nodes' slices of it mean anything, so that an untouched node has no gradient at all.
 """
 
+import copy
 import hashlib
 import math
 from functools import partial
@@ -55,12 +56,15 @@ class Field:
     """Hash grids and heads of M nodes; float32.
 
     ``tables`` [M, P, F], ``density_weights`` [M, Wd] and ``colour_weights`` [M, Wc] are leaves whose ``.grad`` always
-    exists.  ``touched`` [M] bool marks the nodes that were evaluated with gradients since ``clear_gradients``; those of
-    ``frozen`` [M] bool never count as touched, so nothing trains them.
+    exists, but for a field that only answers.  ``touched`` [M] bool marks the nodes that were evaluated with gradients
+    since ``clear_gradients``; those of ``frozen`` [M] bool never count as touched, so nothing trains them.
     """
 
-    def __init__(self, config: FieldConfig, keys: Tensor, seed: int, device: str | torch.device = "cpu") -> None:
-        """``keys`` [M] int64; a node's initial values depend on ``seed`` and its key alone."""
+    def __init__(self, config: FieldConfig, keys: Tensor, seed: int | None, device: str | torch.device = "cpu") -> None:
+        """``keys`` [M] int64; a node's initial values depend on ``seed`` and its key alone.
+
+        Without a seed the field only answers: it holds no gradients, and its values are zero until they are loaded.
+        """
         self.config = config
         self.keys = keys.cpu()
         self.encoder = resolve_backend(config.backend, device)
@@ -69,18 +73,28 @@ class Field:
         self._padding = self.colour_sizes[0] - config.geo_features - NUM_HARMONICS - config.appearance_dim
         self.density_bias = math.log(config.initial_density)
 
-        num_nodes = len(keys)
-        self.tables = _leaf((num_nodes, self.spec.num_entries, self.spec.features_per_level), device)
-        self.density_weights = _leaf((num_nodes, num_weights(self.density_sizes)), device)
-        self.colour_weights = _leaf((num_nodes, num_weights(self.colour_sizes)), device)
+        num_nodes, trains = len(keys), seed is not None
+        self.tables = _leaf((num_nodes, self.spec.num_entries, self.spec.features_per_level), device, trains)
+        self.density_weights = _leaf((num_nodes, num_weights(self.density_sizes)), device, trains)
+        self.colour_weights = _leaf((num_nodes, num_weights(self.colour_sizes)), device, trains)
         self.touched = torch.zeros(num_nodes, dtype=torch.bool, device=device)
         self.frozen = torch.zeros(num_nodes, dtype=torch.bool, device=device)
         self._leaves = {"table": self.tables, "density": self.density_weights, "colour": self.colour_weights}
         self._parameters: dict[int, dict[str, nn.Parameter]] = {}
         self._mlp = packed_mlp_reference if self.encoder.name == "torch" else packed_mlp
         self._fused = self.encoder.name == "numba"
-        for index, key in enumerate(self.keys.tolist()):
-            self.load_state(index, self._initial(seed, key))
+        if seed is not None:
+            for index, key in enumerate(self.keys.tolist()):
+                self.load_state(index, self._initial(seed, key))
+
+    def first(self, keys: Tensor) -> "Field":
+        """The values of the first nodes as those of the nodes ``keys`` [m], in the same storage; it only answers."""
+        part = copy.copy(self)
+        part.keys = keys.cpu()
+        part._leaves = {name: leaf.detach()[: len(keys)] for name, leaf in self._leaves.items()}
+        part.tables, part.density_weights, part.colour_weights = part._leaves.values()
+        part.touched, part.frozen, part._parameters = self.touched[: len(keys)], self.frozen[: len(keys)], {}
+        return part
 
     @property
     def num_nodes(self) -> int:
@@ -91,6 +105,15 @@ class Field:
     def num_parameters(self) -> int:
         """Numbers trained, of all nodes."""
         return sum(leaf.numel() for leaf in self._leaves.values())
+
+    @property
+    def node_bytes(self) -> int:
+        """Bytes of the values of one node."""
+        return sum(leaf.shape[1:].numel() * leaf.element_size() for leaf in self._leaves.values())
+
+    def values(self) -> list[Tensor]:
+        """The values of all nodes, one tensor [M, ...] for each kind; the storage itself."""
+        return [leaf.detach() for leaf in self._leaves.values()]
 
     @torch.no_grad()
     def features(self, xyz: Tensor, node: Tensor) -> Tensor:
@@ -229,9 +252,10 @@ class Field:
         }
 
 
-def _leaf(shape: tuple[int, ...], device: str | torch.device) -> Tensor:
-    leaf = torch.zeros(shape, device=device, requires_grad=True)
-    leaf.grad = torch.zeros(shape, device=device)
+def _leaf(shape: tuple[int, ...], device: str | torch.device, trains: bool) -> Tensor:
+    leaf = torch.zeros(shape, device=device, requires_grad=trains)
+    if trains:
+        leaf.grad = torch.zeros(shape, device=device)
     return leaf
 
 

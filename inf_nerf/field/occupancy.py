@@ -16,29 +16,16 @@ from inf_nerf.field.field import Field
 POINTS = 4  # probed in a cell at once
 
 
-class Occupancy:
-    """Grids of N nodes with G cells per side."""
+class Cells:
+    """Which cells of N nodes may hold anything, G to a side: all that rendering asks."""
 
-    def __init__(
-        self,
-        threshold: Tensor,  # [N] density per scene unit below which a cell of the node is empty
-        resolution: int,
-        decay: float,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        num_nodes = len(threshold)
+    def __init__(self, occupied: Tensor, resolution: int) -> None:
+        self.occupied = occupied  # [N, G^3] bool, x slowest
         self.resolution = resolution
-        self.threshold = threshold.to(device)
-        self.decay = decay
-        self.enabled = False
-        self.density = torch.zeros(num_nodes, resolution**3, device=device)  # [N, G^3] per scene unit
-        self.protected = torch.zeros(num_nodes, resolution**3, dtype=torch.bool, device=device)  # [N, G^3]
-        self.free = torch.zeros(num_nodes, resolution**3, dtype=torch.bool, device=device)  # [N, G^3]
-        self.occupied = torch.ones(num_nodes, resolution**3, dtype=torch.bool, device=device)  # [N, G^3]
 
     @property
     def num_nodes(self) -> int:
-        return self.density.shape[0]
+        return self.occupied.shape[0]
 
     def cell(self, xyz: Tensor) -> Tensor:
         """Cell index [Q] of node-local positions [Q, 3] in [0, 1] (x slowest)."""
@@ -48,6 +35,26 @@ class Occupancy:
     def cell_of(self, xyz: Tensor, node: Tensor) -> Tensor:
         """Index [Q] into the flat grids of all nodes, of node-local positions [Q, 3] in nodes [Q]."""
         return node * self.resolution**3 + self.cell(xyz)
+
+
+class Occupancy(Cells):
+    """Grids of N nodes with G cells per side, as training finds them out."""
+
+    def __init__(
+        self,
+        threshold: Tensor,  # [N] density per scene unit below which a cell of the node is empty
+        resolution: int,
+        decay: float,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        num_nodes = len(threshold)
+        super().__init__(torch.ones(num_nodes, resolution**3, dtype=torch.bool, device=device), resolution)
+        self.threshold = threshold.to(device)
+        self.decay = decay
+        self.enabled = False
+        self.density = torch.zeros(num_nodes, resolution**3, device=device)  # [N, G^3] per scene unit
+        self.protected = torch.zeros(num_nodes, resolution**3, dtype=torch.bool, device=device)  # [N, G^3]
+        self.free = torch.zeros(num_nodes, resolution**3, dtype=torch.bool, device=device)  # [N, G^3]
 
     def protect(self, xyz: Tensor, node: Tensor) -> None:
         """Keep the cells around node-local points [P, 3] of nodes [P] occupied whatever the field says."""
@@ -77,9 +84,8 @@ class Occupancy:
 
     def refresh(self) -> None:
         """Recompute which cells are occupied."""
-        self.occupied = self.protected | ~self.free
-        if self.enabled:
-            self.occupied &= (self.density > self.threshold[:, None]) | self.protected
+        threshold = self.threshold[:, None] if self.enabled else None
+        self.occupied = occupied_cells(self.density, self.protected, self.free, threshold)
 
     def state_of(self, node: int) -> dict[str, Tensor]:
         """Tensors that rebuild one node's grid."""
@@ -99,3 +105,9 @@ class Occupancy:
                     "use the sampler.occupancy_res of the run that it was saved by."
                 )
             target.copy_(found)
+
+
+def occupied_cells(density: Tensor, protected: Tensor, free: Tensor, threshold: Tensor | float | None) -> Tensor:
+    """Which cells may hold anything, of any shape; ``threshold`` None: density does not count yet."""
+    occupied = protected | ~free
+    return occupied if threshold is None else occupied & ((density > threshold) | protected)

@@ -201,14 +201,20 @@ class Octree:
         kept = self.index_of(wanted)
         if bool((kept < 0).any()):
             raise ValueError(f"key {int(wanted[kept < 0][0])} is not a node of this octree")
-        place = torch.full((self.num_nodes,), FOREIGN, dtype=torch.int64, device=self.keys.device)
-        place[kept] = torch.arange(len(kept), device=self.keys.device)
-        parent = self.parent[kept]
-        if len(kept) == 0 or int(kept[0]) != 0 or bool((place[parent[1:]] < 0).any()):
+        if len(kept) == 0 or int(kept[0]) != 0:
             raise ValueError("a restricted octree must keep the root and the parent of every node that it keeps")
-        parent = torch.where(parent >= 0, place[parent], -1)
+
+        def place(node: Tensor) -> Tensor:
+            """Where kept nodes are now; the cost is that of what is kept, however large this tree is."""
+            found = torch.searchsorted(kept, node).clamp_(max=len(kept) - 1)
+            return torch.where(kept[found] == node, found, FOREIGN)
+
+        old = self.parent[kept]
+        parent = torch.where(old >= 0, place(old), -1)
+        if bool((parent[1:] < 0).any()):
+            raise ValueError("a restricted octree must keep the root and the parent of every node that it keeps")
         old = self.children[kept]
-        children = torch.where(old >= 0, place[old.clamp(min=0)], old)
+        children = torch.where(old >= 0, place(old), old)
         return Octree(
             self.keys[kept],
             children,

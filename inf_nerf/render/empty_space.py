@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inf_nerf.field.occupancy import Occupancy
+from inf_nerf.field.occupancy import Cells
 from inf_nerf.octree.topology import Octree
 
 FINEST = 128  # scene cells per side at the finest pyramid level
@@ -20,14 +20,14 @@ COARSEST = 4
 class EmptySpace:
     """Pyramid of scene grids, finest first: [S, S, S] bool with S = 128, 64, ..., 4."""
 
-    def __init__(self, octree: Octree, occupancy: Occupancy) -> None:
-        scene = torch.zeros(FINEST, FINEST, FINEST, device=occupancy.density.device)
+    def __init__(self, octree: Octree, cells: Cells) -> None:
+        scene = torch.zeros(FINEST, FINEST, FINEST, dtype=torch.bool, device=cells.occupied.device)
         for level in range(octree.num_levels):
-            _merge_level(scene, octree, occupancy, level)
-        pyramid = [scene[None, None]]
-        while pyramid[-1].shape[-1] > COARSEST:
-            pyramid.append(F.max_pool3d(pyramid[-1], 2))
-        widened = [F.max_pool3d(grid, 3, stride=1, padding=1) > 0 for grid in pyramid]
+            _merge_level(scene, octree, cells, level)
+        pyramid = [scene]
+        while pyramid[-1].shape[0] > COARSEST:
+            pyramid.append(_halved(pyramid[-1]))
+        widened = [_widened(grid) for grid in pyramid]
         self._flat = torch.cat([grid.view(-1) for grid in widened])
         sizes = torch.tensor([grid.shape[-1] for grid in widened], device=scene.device)
         self._sizes = sizes
@@ -49,18 +49,17 @@ class EmptySpace:
         return held | (length > 4 / COARSEST)  # longer than what a widened cell is sure to cover around the middle
 
 
-def _merge_level(scene: Tensor, octree: Octree, occupancy: Occupancy, level: int) -> None:
+def _merge_level(scene: Tensor, octree: Octree, cells: Cells, level: int) -> None:
     """Write the union of one tree level's grids into the scene grid."""
     nodes = torch.nonzero(octree.level == level).squeeze(1)
-    g = occupancy.resolution
-    grids = occupancy.occupied[nodes].view(-1, 1, g, g, g).float()
+    g = cells.resolution
+    grids = cells.occupied[nodes].view(-1, 1, g, g, g)
     per_node = max(1, FINEST >> level)  # scene cells that a node spans per side
-    grids = F.adaptive_max_pool3d(grids, per_node) if per_node < g else _repeat(grids, per_node)
+    grids = F.adaptive_max_pool3d(grids.float(), per_node) > 0 if per_node < g else _repeat(grids, per_node)
     corner = ((octree.centre[nodes] - octree.half[nodes, None]) * 0.5 + 0.5) * FINEST
     corner = (corner + 1e-3).long().clamp_(0, FINEST - per_node)
     for (x, y, z), grid in zip(corner.tolist(), grids[:, 0], strict=True):
-        block = scene[x : x + per_node, y : y + per_node, z : z + per_node]
-        torch.maximum(block, grid, out=block)
+        scene[x : x + per_node, y : y + per_node, z : z + per_node] |= grid
 
 
 def _repeat(grids: Tensor, size: int) -> Tensor:
@@ -69,5 +68,23 @@ def _repeat(grids: Tensor, size: int) -> Tensor:
     cell = torch.arange(size, device=grids.device)
     first, last = cell * g // size, ((cell + 1) * g - 1) // size  # at most two cells overlap an enlarged one
     for axis in (2, 3, 4):
-        grids = torch.maximum(grids.index_select(axis, first), grids.index_select(axis, last))
+        grids = grids.index_select(axis, first) | grids.index_select(axis, last)
     return grids
+
+
+def _halved(grid: Tensor) -> Tensor:
+    """A grid [S, S, S] with cells of twice the side."""
+    for axis in range(3):
+        first, second = grid.unflatten(axis, (-1, 2)).unbind(axis + 1)
+        grid = first | second
+    return grid
+
+
+def _widened(grid: Tensor) -> Tensor:
+    """A grid [S, S, S] whose occupied cells also occupy their neighbours."""
+    for axis in range(3):
+        inner, wide = grid.shape[axis] - 1, grid.clone()
+        wide.narrow(axis, 1, inner).logical_or_(grid.narrow(axis, 0, inner))
+        wide.narrow(axis, 0, inner).logical_or_(grid.narrow(axis, 1, inner))
+        grid = wide
+    return grid

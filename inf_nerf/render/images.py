@@ -4,13 +4,15 @@ h, w: size of the picture; M: nodes of the field (octree nodes, then the backgro
 [0, 1]; depths are distances along the unit ray in the scene frame.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from inf_nerf.octree.topology import Octree
 from inf_nerf.render.parallel import ordered_map
 from inf_nerf.scene.cameras import Cameras, Rays
 
@@ -68,6 +70,27 @@ class Crop:
 
 
 @dataclass(frozen=True)
+class PicturePart:
+    """A part of a picture and what answers its rays."""
+
+    crop: Crop
+    model: RayRenderer
+    nodes: Tensor  # [m] which of the whole model's M nodes those of `model` are
+
+
+@runtime_checkable
+class PartRenderer(Protocol):
+    """Anything that answers a picture part by part, each by other nodes."""
+
+    @property
+    def octree(self) -> Octree: ...  # of all nodes
+    def view(self, cameras: Cameras, photo: int, level: int, crop: Crop) -> RayRenderer: ...
+    def parts(
+        self, cameras: Cameras, photo: int, level: int, crop: Crop, lod_blend: float
+    ) -> Iterator[PicturePart]: ...
+
+
+@dataclass(frozen=True)
 class RenderedImage:
     """A rendered picture and what rendering it took."""
 
@@ -86,7 +109,7 @@ def chunk_rays(chunk_samples: int, samples_per_ray: int) -> int:
 
 
 def render_image(
-    model: RayRenderer,
+    model: RayRenderer | PartRenderer,
     cameras: Cameras,
     photo: int,
     level: int,
@@ -108,6 +131,35 @@ def render_image(
     crop = crop or Crop(0, 0, width, height)
     if crop.right > width or crop.bottom > height:
         raise ValueError(f"{crop} does not lie in the {width} x {height} pixels of level {level}")
+    chunks = partial(_in_chunks, cameras, photo, level, rays_per_chunk, appearance, lod_blend, workers, on_rays)
+    if not isinstance(model, PartRenderer):
+        return chunks(model, crop)
+    picture = _blank(crop, model.octree.num_nodes + 1)
+    num_samples = 0
+    for part in model.parts(cameras, photo, level, crop, lod_blend):
+        seen = chunks(part.model, part.crop)
+        rows = slice(part.crop.top - crop.top, part.crop.bottom - crop.top)
+        columns = slice(part.crop.left - crop.left, part.crop.right - crop.left)
+        for name in PER_PIXEL:
+            getattr(picture, name)[rows, columns] = getattr(seen, name)
+        picture.touched[part.nodes] |= seen.touched
+        picture.share[part.nodes] += seen.share
+        num_samples += seen.num_samples
+    return replace(picture, num_samples=num_samples)
+
+
+def _in_chunks(
+    cameras: Cameras,
+    photo: int,
+    level: int,
+    rays_per_chunk: int,
+    appearance: Tensor | None,
+    lod_blend: float,
+    workers: int,
+    on_rays: Callable[[int], None] | None,
+    model: RayRenderer,
+    crop: Crop,
+) -> RenderedImage:
     num_pixels = crop.width * crop.height
 
     @torch.no_grad()
@@ -137,4 +189,18 @@ def render_image(
         touched=torch.stack([seen["touched"] for seen in chunks]).any(dim=0),
         share=torch.stack([seen["share"] for seen in chunks]).sum(dim=0),
         num_samples=num_samples,
+    )
+
+
+def _blank(crop: Crop, num_nodes: int) -> RenderedImage:
+    """A picture to be filled part by part."""
+    shape = (crop.height, crop.width)
+    return RenderedImage(
+        rgb=torch.zeros(*shape, 3),
+        depth=torch.zeros(shape),
+        opacity=torch.zeros(shape),
+        level=torch.zeros(shape),
+        touched=torch.zeros(num_nodes, dtype=torch.bool),
+        share=torch.zeros(num_nodes),
+        num_samples=0,
     )

@@ -5,6 +5,7 @@ The model does not know its rank.  It may hold a pruned octree; a pruned child i
 which the missing child belongs to another rank are marked foreign so that the losses can discount them.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from inf_nerf.config import Config
 from inf_nerf.field.field import Field
-from inf_nerf.field.occupancy import Occupancy
+from inf_nerf.field.occupancy import Cells, Occupancy
 from inf_nerf.octree.routing import route
 from inf_nerf.octree.topology import BACKGROUND_KEY, Octree
 from inf_nerf.render.compositing import DARK, along_rays, composite
@@ -52,15 +53,23 @@ class Rendered:
     weights: Tensor | None  # [Q] of the samples
 
 
-def empty_density(config: Config, octree: Octree) -> Tensor:
-    """Density [N] below which a node's cell is empty: too thin to be seen across a cell, and thinner than the haze that
-    a field starts with, lest small cells that were never trained be taken for empty."""
-    cell = 2 * octree.half / config.sampler.occupancy_res
+def empty_density(config: Config, half: Tensor) -> Tensor:
+    """Density [N] below which a cell of nodes with half sides [N] is empty: too thin to be seen across a cell, and
+    thinner than the haze that a field starts with, lest small cells that were never trained be taken for empty."""
+    cell = 2 * half / config.sampler.occupancy_res
     return (config.sampler.occupancy_threshold / cell).clamp_max(UNTRAINED * config.field.initial_density)
 
 
+def field_keys(octree: Octree) -> Tensor:
+    """Keys [M] of a field's nodes: the octree's, then the background."""
+    return torch.cat((octree.keys.cpu(), torch.tensor([BACKGROUND_KEY])))
+
+
 class Model:
-    """Octree, field, occupancy and appearance of one process."""
+    """Octree, field, occupancy and appearance of one process.
+
+    Rendering asks no more of the occupancy than ``cells``; a model that was given these cannot be trained.
+    """
 
     def __init__(
         self,
@@ -71,14 +80,15 @@ class Model:
         backdrop: Tensor,  # [3] colour behind everything, seen only below the ground
         solid_ground: bool,
         device: torch.device | str = "cpu",
+        field: Field | None = None,  # of the octree's nodes and the background; None: initial values
+        cells: Cells | None = None,  # of the octree's nodes; None: nothing is known to be empty yet
     ) -> None:
-        keys = torch.cat((octree.keys.cpu(), torch.tensor([BACKGROUND_KEY])))
         self.config = config
         self.octree = octree
-        self.field = Field(config.field, keys, config.train.seed, device)
+        self.field = field or Field(config.field, field_keys(octree), config.train.seed, device)
         sampler = config.sampler
-        self.occupancy = Occupancy(
-            empty_density(config, octree), sampler.occupancy_res, sampler.occupancy_decay, device
+        self.cells = cells or Occupancy(
+            empty_density(config, octree.half), sampler.occupancy_res, sampler.occupancy_decay, device
         )
         self.appearance = nn.Parameter(torch.zeros(num_photos, config.field.appearance_dim, device=device))
         self.train_photos = torch.tensor(train_photos, device=device)
@@ -88,8 +98,21 @@ class Model:
         # the frame puts the ground just above z = 0, so a ray that leaves the cube lower has crossed the ground: the
         # background must not explain what it should have hit
         self.solid_ground = solid_ground
-        self.empty_space = EmptySpace(octree, self.occupancy)
+        self.empty_space = EmptySpace(octree, self.cells)
         self.steps_across = 96.0  # budget of a ray through the cube; training adapts it to sampler.samples
+
+    def over(self, octree: Octree, field: Field, cells: Cells) -> "Model":
+        """The same scene answered by the nodes of ``octree``, whose values these are."""
+        other = copy.copy(self)
+        other.octree, other.field, other.cells = octree, field, cells
+        other.empty_space = EmptySpace(octree, cells)
+        return other
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """The cells as training finds them out."""
+        assert isinstance(self.cells, Occupancy), "this model only answers"
+        return self.cells
 
     @property
     def background(self) -> int:
@@ -98,7 +121,7 @@ class Model:
 
     def occupancy_changed(self) -> None:
         """Call after the occupancy grids were refreshed."""
-        self.empty_space = EmptySpace(self.octree, self.occupancy)
+        self.empty_space = EmptySpace(self.octree, self.cells)
 
     def density(self, xyz: Tensor, footprint: Tensor) -> Tensor:
         """Density [Q] at scene positions [Q, 3], answered at the level that fits the footprints [Q]."""
@@ -128,7 +151,7 @@ class Model:
         if sampler.kind == "tree":
             radius = routed_radius(rays, self.config.octree.footprint_px, generator)
             return sample_tree(rays, self.octree, self.density, sampler, radius, generator)
-        return march(self.steps(rays, generator), self.octree, self.occupancy, self.empty_space)
+        return march(self.steps(rays, generator), self.octree, self.cells, self.empty_space)
 
     def lit_samples(self, rays: Rays, generator: torch.Generator | None) -> LitSamples:
         """The samples that light reaches.
@@ -140,7 +163,7 @@ class Model:
             from inf_nerf.render import numba_trace
 
             steps = self.steps(rays, generator)
-            lit = numba_trace.lit_samples(steps, self.octree, self.occupancy, self.empty_space, self.field)
+            lit = numba_trace.lit_samples(steps, self.octree, self.cells, self.empty_space, self.field)
         else:
             lit = lit_samples(self.sample(rays, generator), self.octree, self.field, len(rays))
         sampler = self.config.sampler
@@ -156,7 +179,7 @@ class Model:
 
             steps = self.steps(rays, generator)
             return numba_trace.foreground(
-                steps, self.octree, self.occupancy, self.empty_space, self.field, looks, lod_blend
+                steps, self.octree, self.cells, self.empty_space, self.field, looks, lod_blend
             )
         return foreground(self.sample(rays, generator), self.octree, self.field, rays.direction, looks, lod_blend)
 

@@ -1,7 +1,7 @@
 """Where a ray stands, as pieces of compiled loops: which node answers, and whether anything may be there.
 
 The rules are those of :mod:`inf_nerf.octree.routing`, :class:`inf_nerf.render.empty_space.EmptySpace` and
-:class:`inf_nerf.field.occupancy.Occupancy`, one position at a time.
+:class:`inf_nerf.field.occupancy.Cells`, one position at a time.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from inf_nerf.field.occupancy import Occupancy
+from inf_nerf.field.occupancy import Cells
 from inf_nerf.octree.topology import FOREIGN, Octree
 from inf_nerf.render.empty_space import COARSEST, EmptySpace
 
@@ -39,9 +39,9 @@ class Grids(NamedTuple):
     starts: np.ndarray
 
     @staticmethod
-    def of(occupancy: Occupancy, empty_space: EmptySpace) -> "Grids":
-        occupied = occupancy.occupied.numpy().reshape(occupancy.num_nodes, -1)
-        return Grids(occupancy.resolution, occupied, *(table.numpy() for table in empty_space.tables))
+    def of(cells: Cells, empty_space: EmptySpace) -> "Grids":
+        occupied = cells.occupied.numpy().reshape(cells.num_nodes, -1)
+        return Grids(cells.resolution, occupied, *(table.numpy() for table in empty_space.tables))
 
 
 @njit(inline="always")

@@ -18,7 +18,7 @@ from torch import Tensor
 from inf_nerf.field.field import Field
 from inf_nerf.field.numba_grid import levels_of
 from inf_nerf.field.numba_jobs import STAMP, parts, ranges, run
-from inf_nerf.field.occupancy import Occupancy
+from inf_nerf.field.occupancy import Cells
 from inf_nerf.field.vector_code import LANES, apply, relus, sigmoids
 from inf_nerf.field.vector_grid import CORNERS, PIECE, fetch, find_level_corners
 from inf_nerf.octree.topology import Octree
@@ -54,12 +54,10 @@ class _Weights(NamedTuple):
     bias: np.float32
 
 
-def lit_samples(
-    steps: Steps, octree: Octree, occupancy: Occupancy, empty_space: EmptySpace, field: Field
-) -> LitSamples:
+def lit_samples(steps: Steps, octree: Octree, cells: Cells, empty_space: EmptySpace, field: Field) -> LitSamples:
     """As :func:`inf_nerf.render.foreground.lit_samples` of the samples on these steps."""
     lit, _, _ = _kernels(field.spec.features_per_level, field.density_sizes, field.colour_sizes)
-    found = run(lit, parts(len(steps.hit)), *_arguments(steps, octree, occupancy, empty_space, field))
+    found = run(lit, parts(len(steps.hit)), *_arguments(steps, octree, cells, empty_space, field))
     ray, t, node, foreign, ends, features = (
         torch.from_numpy(part[0] if len(part) == 1 else np.concatenate(part)) for part in zip(*found, strict=True)
     )
@@ -70,7 +68,7 @@ def lit_samples(
 def foreground(
     steps: Steps,
     octree: Octree,
-    occupancy: Occupancy,
+    cells: Cells,
     empty_space: EmptySpace,
     field: Field,
     looks: Tensor,  # [R, A]
@@ -79,7 +77,7 @@ def foreground(
     """As :func:`inf_nerf.render.foreground.foreground` of the samples on these steps of R rays."""
     _, seen, _ = _kernels(field.spec.features_per_level, field.density_sizes, field.colour_sizes)
     given = field.colour_given(steps.direction, looks[steps.hit]).detach().numpy()
-    arguments = (*_arguments(steps, octree, occupancy, empty_space, field), given, np.float32(lod_blend))
+    arguments = (*_arguments(steps, octree, cells, empty_space, field), given, np.float32(lod_blend))
     # ranges that do not depend on the number of threads, as the sums of their shares do not then
     per_ray, share, touched, counts = zip(*run(seen, ranges(len(steps.hit), RANGE), *arguments), strict=True)
     sums = torch.zeros(len(looks), 7)
@@ -106,11 +104,9 @@ def background(samples: BackgroundSamples, node: int, field: Field, direction: T
     return torch.from_numpy(np.concatenate(found))
 
 
-def _arguments(
-    steps: Steps, octree: Octree, occupancy: Occupancy, empty_space: EmptySpace, field: Field
-) -> tuple[Any, ...]:
+def _arguments(steps: Steps, octree: Octree, cells: Cells, empty_space: EmptySpace, field: Field) -> tuple[Any, ...]:
     rays = _Rays(*(np.ascontiguousarray(getattr(steps, name).numpy()) for name in _Rays._fields))
-    tree, grids = Tree.of(octree), Grids.of(occupancy, empty_space)
+    tree, grids = Tree.of(octree), Grids.of(cells, empty_space)
     return rays, tree, grids, levels_of(field.spec), _weights(field)
 
 

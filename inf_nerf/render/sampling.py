@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from inf_nerf.config import SamplerConfig
-from inf_nerf.field.occupancy import Occupancy
+from inf_nerf.field.occupancy import Cells
 from inf_nerf.octree.routing import route
 from inf_nerf.octree.topology import Octree
 from inf_nerf.render.empty_space import EmptySpace
@@ -100,7 +100,7 @@ class Steps:
         return Samples(self.hit[ray], t, delta, xyz, t * self.radius[ray], node, foreign)
 
 
-def march(steps: Steps, octree: Octree, occupancy: Occupancy, empty_space: EmptySpace) -> Samples:
+def march(steps: Steps, octree: Octree, cells: Cells, empty_space: EmptySpace) -> Samples:
     """The steps that lie in what is not known to be empty."""
     log_interval = steps.log_growth * STEPS_PER_INTERVAL
     num_intervals = torch.ceil(torch.log(steps.leave / steps.enter) / log_interval).long().clamp_min_(1)
@@ -122,8 +122,8 @@ def march(steps: Steps, octree: Octree, occupancy: Occupancy, empty_space: Empty
     t, ray = t[inside], ray[inside]
     xyz = torch.addcmul(steps.origin[ray], steps.direction[ray], t[:, None])
     node, foreign = route(octree, xyz, t * steps.radius[ray])
-    cell = occupancy.cell_of(octree.to_local(xyz, node), node)
-    kept = torch.nonzero(occupancy.occupied.view(-1)[cell]).squeeze(1)
+    cell = cells.cell_of(octree.to_local(xyz, node), node)
+    kept = torch.nonzero(cells.occupied.view(-1)[cell]).squeeze(1)
     return steps.samples(ray[kept], t[kept], node[kept], foreign[kept])
 
 

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from inf_nerf.config import SceneConfig
 from inf_nerf.errors import InputError
 from inf_nerf.files import write_atomic
+from inf_nerf.places import Place
 from inf_nerf.scene.cameras import Cameras
 from inf_nerf.scene.capture import Capture, check_photos, find_masks
 from inf_nerf.scene.colmap import find_model, read_colmap
@@ -100,14 +101,14 @@ class Scene:
         write_atomic(path / DESCRIPTION, json.dumps(description, indent=1) + "\n")
 
     @staticmethod
-    def load(path: Path) -> "Scene":
+    def load(path: Place) -> "Scene":
         """Read what :meth:`save` wrote; raises :class:`InputError` if the files are missing or damaged."""
         for name in (DESCRIPTION, TENSORS):
             if not (path / name).is_file():
                 raise InputError(f"{path} holds no {name}; run the prepare stage on it first.")
         try:
             description = json.loads((path / DESCRIPTION).read_text())
-            tensors = load_file(path / TENSORS)
+            tensors = _read_tensors(path / TENSORS)
             cameras = {field.name: tensors[f"cameras.{field.name}"] for field in fields(Cameras)}
             points = {field.name: tensors[f"points.{field.name}"] for field in fields(SparsePoints)}
             return Scene(
@@ -125,6 +126,10 @@ class Scene:
 
     def _of(self, split: str) -> list[int]:
         return [index for index, photo in enumerate(self.photos) if photo.split == split]
+
+
+def _read_tensors(file: Place) -> dict[str, Tensor]:
+    return load_file(file) if isinstance(file, Path) else load(file.read_bytes())
 
 
 def load_scene(data_root: Path, config: SceneConfig) -> Scene:

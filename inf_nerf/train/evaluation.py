@@ -23,7 +23,7 @@ from torch import Tensor
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 from inf_nerf.octree.topology import Octree
-from inf_nerf.render.images import Crop, RayRenderer, RenderedImage, chunk_rays, render_image
+from inf_nerf.render.images import Crop, PartRenderer, RayRenderer, RenderedImage, chunk_rays, render_image
 from inf_nerf.render.parallel import ordered_map
 from inf_nerf.scene.cameras import Cameras
 from inf_nerf.scene.photos import area_resize
@@ -101,16 +101,18 @@ def evaluate(
     """Score all test photos; the result is what ``eval.json`` holds.
 
     ``read`` gives a photo's level 0 [h, w, 3] and its mask [h, w] or None.  ``workers`` photos are scored at the same
-    time.  ``on_rays`` hears how many rays were finished (:func:`work` says how many there are), ``on_view`` gets each
-    level-0 picture of the plain protocol, in order; the former and ``read`` are called from the workers.  Raises
-    :class:`InputError` if there is nothing to score.
+    time, or so many chunks of one photo where the model answers part by part.  ``on_rays`` hears how many rays were
+    finished (:func:`work` says how many there are), ``on_view`` gets each level-0 picture of the plain protocol, in
+    order; the former and ``read`` are called from the workers.  Raises :class:`InputError` if there is nothing to
+    score.
     """
     scene, model = checkpoint.scene, checkpoint.model
     require_test_photos(scene)
-    scorer = _Scorer(checkpoint, config, read, on_rays)
+    in_parts = isinstance(model, PartRenderer)
+    scorer = _Scorer(checkpoint, config, read, on_rays, workers if in_parts else 1)
     whole: list[_Part] = []
     right: list[_Part] = []
-    with _frozen(model.field), closing(ordered_map(scorer.score, scene.test, workers)) as scored:
+    with _frozen(model.field), closing(ordered_map(scorer.score, scene.test, 1 if in_parts else workers)) as scored:
         for plain, half in scored:
             if on_view is not None and plain.view is not None:
                 on_view(plain.view)
@@ -195,13 +197,19 @@ class _Scorer:
     """Scores one photo after the other; safe to call from several threads."""
 
     def __init__(
-        self, checkpoint: Evaluated, config: Config, read: PhotoReader, on_rays: Callable[[int], None] | None
+        self,
+        checkpoint: Evaluated,
+        config: Config,
+        read: PhotoReader,
+        on_rays: Callable[[int], None] | None,
+        workers: int,  # chunks of a picture rendered at the same time
     ) -> None:
         self.model = checkpoint.model
         self.scene = checkpoint.scene
         self.config = config
         self.read = read
         self.on_rays = on_rays
+        self.workers = workers
         self.mean_appearance = self.model.appearance.detach()[self.scene.train].mean(dim=0)  # [A]
         self.mean_colour = torch.as_tensor(checkpoint.mean_colour, dtype=torch.float32).cpu()  # [3]
         self.node_bytes = torch.as_tensor(checkpoint.node_bytes, dtype=torch.int64).cpu()  # [M]
@@ -216,10 +224,23 @@ class _Scorer:
         if not self.config.eval.right_half:
             return plain, None
         appearance = fit_appearance(
-            self.model, cameras, photo, *targets[0], self.config.eval, start=self.mean_appearance, on_rays=self.on_rays
+            self._left_half(photo),
+            cameras,
+            photo,
+            *targets[0],
+            self.config.eval,
+            start=self.mean_appearance,
+            on_rays=self.on_rays,
         )
         crops = [right_half(cameras, photo, level) for level in levels]
         return plain, self._part(photo, targets, crops, appearance)
+
+    def _left_half(self, photo: int) -> RayRenderer:
+        """What answers the rays that an appearance is fitted to: one set of nodes for all steps."""
+        if not isinstance(self.model, PartRenderer):
+            return self.model
+        width, height = self.scene.cameras.level_size(photo, 0)
+        return self.model.view(self.scene.cameras, photo, 0, Crop(0, 0, max(1, width // 2), height))
 
     def _part(
         self, photo: int, targets: list[tuple[Tensor, Tensor]], crops: Sequence[Crop | None], appearance: Tensor
@@ -259,6 +280,7 @@ class _Scorer:
             rays_per_chunk=chunk_rays(self.config.eval.chunk_samples, self.config.sampler.max_samples),
             appearance=appearance,
             crop=crop,
+            workers=self.workers,
             on_rays=self.on_rays,
         )
 

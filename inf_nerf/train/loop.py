@@ -78,7 +78,11 @@ class Work:
     saved: Path | None = None  # checkpoint in which nodes wait that are not in memory
     stopped: bool = False  # by request
     progress: Progress = field(default_factory=Progress)
+    to_probe: Tensor = field(init=False)  # [N] rounds of probing until a node's cells were all seen as it is now
     draws: float = 1.0  # pixels drawn for one that counts: some turn out to be answered by other ranks
+
+    def __post_init__(self) -> None:
+        self.to_probe = torch.full((self.model.octree.num_nodes,), PROBE_SHARES, device=self.shared.device)
 
 
 def train(
@@ -136,6 +140,7 @@ def train(
             work.gradients.add_up()
             if config.train.grad_clip:
                 work.gradients.clip(config.train.grad_clip, agreed["owned_norm2"])
+            work.to_probe[model.field.touched[:-1]] = PROBE_SHARES
             rate = work.optimiser.step(progress.share(config))
 
         progress.step += 1
@@ -211,12 +216,16 @@ def next_draws(draws: float, weight: float, rays: float) -> float:
 
 
 def update_occupancy(work: Work) -> None:
-    """Probe a share of the cells of every node in training now and then; shared nodes are probed alike on all ranks."""
+    """Probe a share of the cells of nodes that changed, now and then; shared nodes are probed alike on all ranks.
+
+    A node that nothing touched is left alone once all of its cells were seen: its file does not change either.
+    """
     sampler, model, step = work.config.sampler, work.model, work.progress.step
     if sampler.kind != "occupancy" or step % sampler.occupancy_every or step == 0:
         return
     occupancy, octree = model.occupancy, model.octree
-    for node in torch.nonzero(~model.field.frozen[:-1]).flatten().tolist():
+    for node in torch.nonzero((work.to_probe > 0) & ~model.field.frozen[:-1]).flatten().tolist():
+        work.to_probe[node] -= 1
         seed = (int(octree.keys[node]) * 1_000_003 + step) * 31 + work.config.train.seed
         generator = torch.Generator().manual_seed(seed % 2**63)
         share = step // sampler.occupancy_every % PROBE_SHARES

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
+from inf_nerf.places import AnyPlace, Place
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -29,12 +30,12 @@ def checkpoints_dir(run_dir: Path) -> Path:
     return run_dir / "checkpoints"
 
 
-def latest_checkpoint(run_dir: Path) -> Path | None:
+def latest_checkpoint(run_dir: AnyPlace) -> AnyPlace | None:
     """The newest complete checkpoint of a run, or None."""
     return next(reversed(_complete(run_dir)), None)
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Place) -> dict[str, Any]:
     """The manifest of a checkpoint directory, checked for its version and its own hash; files are checked when read."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
@@ -58,7 +59,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def config_of(path: Path, manifest: dict[str, Any]) -> Config:
+def config_of(path: Place, manifest: dict[str, Any]) -> Config:
     """The configuration in a checkpoint's manifest; :class:`InputError` where this version cannot use it."""
     try:
         return Config.model_validate(manifest["config"])
@@ -89,7 +90,7 @@ def clear_leftovers(run_dir: Path) -> None:
         shutil.rmtree(partial)
 
 
-def read_verified(path: Path, name: str, manifest: dict[str, Any]) -> bytes:
+def read_verified(path: Place, name: str, manifest: dict[str, Any]) -> bytes:
     """Content of a file whose size and hash agree with the manifest."""
     expected = manifest["files"].get(name)
     if expected is None:
@@ -125,10 +126,11 @@ def put_in_place(partial: Path, final: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _complete(run_dir: Path) -> list[Path]:
-    """Complete checkpoints in the order of their steps."""
-    paths = [path.parent for path in checkpoints_dir(run_dir).glob(f"*/{MANIFEST}") if path.parent.name.isdigit()]
-    return sorted(paths, key=lambda path: int(path.name))
+def _complete(run_dir: Place) -> list[Any]:
+    """Complete checkpoints in the order of their steps, places of the kind that ``run_dir`` is."""
+    folder = run_dir / "checkpoints"
+    paths = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    return sorted((path for path in paths if (path / MANIFEST).is_file()), key=lambda path: int(path.name))
 
 
 def forget_old(run_dir: Path, keep: int) -> None:

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from inf_nerf.errors import InputError
 from inf_nerf.octree.topology import key_name
 from inf_nerf.scene.cameras import Rays
-from inf_nerf.train.checkpoint import load_checkpoint, restore, save_checkpoint
+from inf_nerf.train.checkpoint import restore, save_checkpoint
 from inf_nerf.train.loop import Work, train
 from inf_nerf.train.manifest import MANIFEST, latest_checkpoint, read_manifest
+from inf_nerf.train.opened import load_checkpoint
 from tests.train.ranks import run_ranks
 from tests.train.tiny import tiny_config, tiny_octree, tiny_scene, tiny_work
 

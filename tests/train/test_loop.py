@@ -10,6 +10,7 @@ from inf_nerf.train.assembly import part_of
 from inf_nerf.train.loop import (
     LOSSES,
     MOST_DRAWS,
+    PROBE_SHARES,
     NotFiniteError,
     Progress,
     Work,
@@ -250,6 +251,15 @@ def test_occupancy_of_shared_nodes_is_the_same_on_all_ranks() -> None:
             for name, value in state.items():
                 # what a stand-in protects is its own affair
                 assert torch.equal(value, grids[0][key][name])
+
+
+def test_steps_mark_the_nodes_that_they_touch_for_probing() -> None:
+    work = tiny_work(tiny_config(train={"steps": 1})).work
+    work.to_probe.zero_()
+    Record(work)
+    trained = [bool(work.optimiser.state_of(node)) for node in range(work.model.octree.num_nodes)]
+    assert work.to_probe.tolist() == [PROBE_SHARES if touched else 0 for touched in trained]
+    assert sum(trained) > 0
 
 
 def test_tree_sampler_trains_without_occupancy() -> None:

@@ -9,9 +9,10 @@ from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 from inf_nerf.octree.partition import Partition, make_partition
 from inf_nerf.octree.topology import key_name
-from inf_nerf.train.checkpoint import load_checkpoint, restore, save_checkpoint
+from inf_nerf.train.checkpoint import restore, save_checkpoint
 from inf_nerf.train.loop import Work, score_val, train
 from inf_nerf.train.manifest import latest_checkpoint, read_manifest
+from inf_nerf.train.opened import load_checkpoint
 from inf_nerf.train.turns import MIB, Turns, node_bytes, plan_turns
 from tests.train.ranks import run_ranks
 from tests.train.test_checkpoint import assert_equal_checkpoints, downward, folder, tensors

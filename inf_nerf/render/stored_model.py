@@ -1,0 +1,145 @@
+"""A model whose nodes lie in a store: each picture is rendered by a model of the nodes that it can ask.
+
+Where these do not fit into memory, the picture is split into halves until those of a part do; where not even the
+smallest part's do, its coarsest nodes are taken, the largest in view first, and parents answer for the others.  What is
+rendered depends on the view and the budget alone, never on what was held before.
+
+Letters: N nodes of the whole octree, m field nodes of a view, B blocks of a picture.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inf_nerf.octree.topology import Octree
+from inf_nerf.render.images import Crop, PicturePart
+from inf_nerf.render.model import Model, Rendered
+from inf_nerf.render.node_cache import NodeCache
+from inf_nerf.render.working_set import Bundles, working_set
+from inf_nerf.scene.cameras import Cameras, Rays
+
+BLOCK = 32  # pixels along a side of the smallest part
+
+View = tuple[Cameras, int, int, Crop, float]  # a picture: cameras, photo, level, crop, octaves mixed
+Plan = list[tuple[Crop, Tensor]]  # the parts of a picture and the nodes of each, ascending
+
+
+class StoredModel:
+    """Answers pictures like :class:`Model`, holding no more nodes than its cache has rows."""
+
+    def __init__(self, scenery: Model, octree: Octree, cache: NodeCache) -> None:
+        """``scenery`` is a model over any part of ``octree``, of which all but the nodes is used."""
+        self.octree = octree
+        self.cache = cache
+        self._scenery = scenery
+        self._next: tuple[View, Plan] | None = None  # what the next picture will be, and after it, if anybody said
+        self._after: tuple[View, Plan] | None = None
+
+    @property
+    def field(self) -> Any:
+        """The values that are held; they only answer."""
+        return self._scenery.field
+
+    @property
+    def appearance(self) -> Tensor:
+        """Appearance vectors [V, A]."""
+        return self._scenery.appearance
+
+    def render(self, rays: Rays, *, lod_blend: float = 0.0, appearance: Tensor | None = None) -> Rendered:
+        """What rays see, coarser where their nodes do not fit; ``touched`` and ``share`` [m] are of the nodes held."""
+        model = self._hold_for(Bundles.of(rays, self._footprint_px), lod_blend)
+        return model.render(rays, lod_blend=lod_blend, appearance=appearance)
+
+    def view(self, cameras: Cameras, photo: int, level: int, crop: Crop) -> Model:
+        """A model for any rays of a part of a picture, until the next view; coarser where its nodes do not fit."""
+        return self._hold_for(block_bundles(cameras, photo, level, crop, self._footprint_px).joined(), 0.0)
+
+    def parts(self, cameras: Cameras, photo: int, level: int, crop: Crop, lod_blend: float) -> Iterator[PicturePart]:
+        """Parts of a picture, each with a model for it that answers until the next one is asked for."""
+        view = (cameras, photo, level, crop, lod_blend)
+        plan = self._next[1] if self._next is not None and self._next[0] == view else self._plan(*view)
+        self._next, self._after = self._after, None
+        for place, (part, nodes) in enumerate(plan):
+            model = self._hold(nodes)
+            if place + 1 < len(plan):
+                self.cache.prefetch(self.octree.keys[plan[place + 1][1]])
+            elif self._next is not None:
+                self.cache.prefetch(self.octree.keys[self._next[1][0][1]])
+            yield PicturePart(part, model, torch.cat((nodes, torch.tensor([self.octree.num_nodes]))))
+
+    def expect(self, cameras: Cameras, photo: int, level: int, lod_blend: float) -> None:
+        """Say which picture comes after the next one, so that its nodes are read while that is rendered."""
+        view = (cameras, photo, level, Crop(0, 0, *cameras.level_size(photo, level)), lod_blend)
+        self._after = view, self._plan(*view)
+
+    @property
+    def _footprint_px(self) -> float:
+        return self._scenery.config.octree.footprint_px
+
+    def _hold(self, nodes: Tensor) -> Model:
+        keys = self.octree.keys[nodes]
+        return self._scenery.over(self.octree.restrict(keys.tolist()), *self.cache.hold(keys))
+
+    def _asked(self, bundle: Bundles, lod_blend: float) -> Tensor:
+        return working_set(self.octree, bundle, lod_blend, near=self._scenery.config.sampler.near)
+
+    def _hold_for(self, bundle: Bundles, lod_blend: float) -> Model:
+        return self._hold(self._fitting(bundle, self._asked(bundle, lod_blend)))
+
+    def _plan(self, cameras: Cameras, photo: int, level: int, crop: Crop, lod_blend: float) -> Plan:
+        """The parts of a picture and the nodes of each, ascending."""
+        blocks = block_bundles(cameras, photo, level, crop, self._footprint_px)
+        across = -(-crop.width // BLOCK)
+
+        def split(left: int, top: int, right: int, bottom: int) -> Plan:  # in blocks
+            index = torch.arange(top, bottom)[:, None] * across + torch.arange(left, right)
+            bundle = blocks[index.flatten()].joined()
+            nodes = self._asked(bundle, lod_blend)
+            wide, high = right - left, bottom - top
+            part = Crop(
+                crop.left + left * BLOCK,
+                crop.top + top * BLOCK,
+                min(crop.right, crop.left + right * BLOCK),
+                min(crop.bottom, crop.top + bottom * BLOCK),
+            )
+            if len(nodes) < self.cache.num_rows or wide == high == 1:
+                return [(part, self._fitting(bundle, nodes))]
+            if wide >= high:
+                middle = left + wide // 2
+                halves = split(left, top, middle, bottom), split(middle, top, right, bottom)
+            else:
+                middle = top + high // 2
+                halves = split(left, top, right, middle), split(left, middle, right, bottom)
+            first, second = halves[0][0][1], halves[1][0][1]
+            if len(halves[0]) == len(halves[1]) == 1 and torch.equal(first, second):
+                return [(part, first)]  # what was coarsened to the same nodes
+            return [*halves[0], *halves[1]]
+
+        return split(0, 0, across, -(-crop.height // BLOCK))
+
+    def _fitting(self, bundle: Bundles, nodes: Tensor) -> Tensor:
+        """``nodes`` [n] if they and the background fit; else the coarsest levels and, of the last, the largest."""
+        room = self.cache.num_rows - 1
+        if len(nodes) <= room:
+            return nodes
+        level = self.octree.level[nodes].cpu()
+        away = (self.octree.centre[nodes].double().cpu() - bundle.centre).norm(dim=1)
+        by_size = torch.argsort(away / self.octree.half[nodes].double().cpu(), stable=True)
+        order = by_size[torch.argsort(level[by_size], stable=True)]
+        return torch.sort(nodes[order[:room]]).values
+
+
+def block_bundles(cameras: Cameras, photo: int, level: int, crop: Crop, footprint_px: float) -> Bundles:
+    """The bundle of each block [B] of BLOCK x BLOCK pixels (fewer at the right and lower side), row by row."""
+    rows = []
+    for top in range(crop.top, crop.bottom, BLOCK):
+        y, x = torch.meshgrid(
+            torch.arange(top, min(top + BLOCK, crop.bottom)), torch.arange(crop.left, crop.right), indexing="ij"
+        )
+        xy = torch.stack((x, y), dim=-1).reshape(-1, 2)
+        view = torch.full((len(xy),), photo)
+        rays = cameras.rays(view, torch.full_like(view, level), xy)
+        rows.append(Bundles.of(rays, footprint_px, (xy[:, 0] - crop.left) // BLOCK))
+    return Bundles.cat(rows)
