@@ -1,9 +1,12 @@
 """Atomic writes and content hashes, so that nothing is ever left half-written."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the system names no file with these
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

@@ -5,6 +5,7 @@ such as a node that is lost while workers start, ends its attempt; it is followe
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,8 @@ def fit(config: Config, run_dir: Path, partition_of: Callable[[int], Partition],
 
 def _attempt(config: Config, run_dir: Path, partition_of: Callable[[int], Partition], start: Path | None) -> Result:
     train = config.train
+    # a worker that stands still is lost to Ray as soon as it is to its peers
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(train.collective_timeout_seconds))
     datasets, data_config = datasets_for(config, run_dir, partition_of)
     trainer = TorchTrainer(
         train_worker,

@@ -5,7 +5,6 @@ Anything the user can put right arrives as :class:`InputError`: one sentence on 
 that the system refuses to read or write.
 """
 
-import errno
 import json
 import logging
 import sys
@@ -18,13 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from inf_nerf.errors import InputError
+from inf_nerf.files import FULL
 
 if TYPE_CHECKING:
     from inf_nerf.config import Config
     from inf_nerf.places import Place
 
 EXIT_INPUT_ERROR = 2
-FULL = (errno.ENOSPC, errno.EDQUOT)  # the system names no file with these
 PACKAGES = ("inf_nerf", "pipelines")
 MODULES = {"eval": "evaluate"}  # `inf-nerf eval` is python -m pipelines.evaluate: eval is a name of Python's
 
@@ -144,7 +143,7 @@ def train(
         typer.Option("--data-root", help="As for prepare, which runs first if it has not; else not needed."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Ray Train workers (train.num_workers); 0 trains in this process.")
+        int | None, typer.Option(min=0, help="Ray Train workers (train.num_workers); 0: in this process.")
     ] = None,
     resume: Annotated[
         str | None, typer.Option(help="'latest' or a checkpoint directory to start from, e.g. of another run.")

@@ -76,6 +76,8 @@ def run(config: Config, data_root: Path, run_dir: Path) -> None:
     require_test_photos(scene)  # a training ends with their evaluation
     octree = build_octree(scene.points.xyz, scene.points.footprint, config.octree, config.field.max_res)
     identity = tile_identity(scene, octree, config)
+    if scene.report["missing_frames"]:
+        console.print(f"{scene.report['missing_frames']} photos of the model are not in {data_root} and are left out")
     per_level = octree.level.bincount().tolist()
     console.print(
         f"{len(scene.photos)} photos ({len(scene.train)} train, {len(scene.val)} val, {len(scene.test)} test), "

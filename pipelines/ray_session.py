@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 
 import psutil
 import ray
@@ -55,6 +57,7 @@ def start_ray(num_cpus: int | None = None) -> None:
     ``num_cpus`` are declared to a Ray of our own; None: each core twice.
     """
     if not ray.is_initialized():
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if on_cluster():
             ray.init(logging_level=logging.ERROR, log_to_driver=False)
@@ -69,6 +72,8 @@ def start_ray(num_cpus: int | None = None) -> None:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
+        if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put one of its own in its place
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -33,7 +33,8 @@ REMEDY = "on --resume train, loss, data and sampler keys may change, but not dat
 def starting_point(config: Config, run_dir: Path, resume: str | None) -> Path | None:
     """The checkpoint to continue from, or None to start; changes nothing.
 
-    Raises :class:`InputError` where ``resume`` names none that fits, or ``config`` is not the checkpoint's.
+    Raises :class:`InputError` where ``resume`` names none that fits or one that is damaged, or ``config`` is not the
+    checkpoint's.
     """
     newest = latest_checkpoint(run_dir)
     if resume is None:
@@ -58,17 +59,15 @@ def starting_point(config: Config, run_dir: Path, resume: str | None) -> Path | 
         step = f"{read_manifest(start)['step']:08d}"
         raise InputError(f"{start} does not count as a checkpoint of the run; rename it to {step} to resume it.")
     _refuse_change(config, start, RESUMABLE, REMEDY)
+    if resume != "latest":
+        verify_files(start)
     return start
 
 
 def refuse_unfit(start: Path, prepared: prepare.Prepared, run_dir: Path) -> None:
-    """Raise :class:`InputError` where a checkpoint is of other photos or another tree, or one of its files is damaged.
-
-    Found here it is one sentence; found by one worker while the others wait, it would be their timeout.
-    """
+    """Raise :class:`InputError` where a checkpoint is of other photos or another tree."""
     if read_manifest(start)["identity"] != prepared.identity:
         raise InputError(f"{start} belongs to other photos or another tree than {run_dir}; resume a checkpoint of it.")
-    verify_files(start)
 
 
 def set_aside_later(start: Path, run_dir: Path) -> None:

@@ -1,25 +1,28 @@
-"""One training at a time in a run directory."""
+"""One training at a time in a run directory, its workers included.
+
+The system lets go of a lock when its process ends, however it ends, so none is ever left behind.
+"""
 
 import fcntl
 import logging
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from inf_nerf.errors import InputError
 
 LOCK_FILE = ".lock"
+WORKERS_FILE = ".workers"
+WAIT_SECONDS = 60.0  # for workers whose driver was killed: Ray ends them within seconds
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
-    """Hold the run directory's lock; raises :class:`InputError` while another process holds it.
-
-    The system lets go of it when the process ends, however it ends, so a lock is never left behind.
-    """
-    with open(run_dir / LOCK_FILE, "a") as file:
+    """Hold the run directory's lock; raises :class:`InputError` while another driver or a worker of one holds it."""
+    with open(run_dir / LOCK_FILE, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -28,4 +31,32 @@ def run_lock(run_dir: Path) -> Iterator[None]:
             ) from None
         except OSError as error:
             log.warning("%s cannot be locked (%s); train only one run in it at a time.", run_dir, error.strerror)
+        _await_workers(run_dir)
         yield
+
+
+@contextmanager
+def at_work(run_dir: Path) -> Iterator[None]:
+    """Held by every worker while it may write into the run directory."""
+    with open(run_dir / WORKERS_FILE, "a+") as file:
+        with suppress(OSError):  # the driver has said that this storage has no locks
+            fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+def _await_workers(run_dir: Path) -> None:
+    """Wait until no worker of a driver that was killed is left."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    with open(run_dir / WORKERS_FILE, "a+") as file:
+        while True:
+            try:
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise InputError(
+                        f"Workers of an earlier training are still at work in {run_dir}; end them or choose another "
+                        "--output-dir."
+                    ) from None
+                time.sleep(0.1)
+            except OSError:
+                return  # the lock above has said so

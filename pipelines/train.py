@@ -9,7 +9,8 @@ run `pipelines.worker.train_worker`.
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -19,7 +20,7 @@ from inf_nerf.errors import InputError
 from inf_nerf.files import write_atomic
 from inf_nerf.octree.partition import Partition, make_partition
 from inf_nerf.train.evaluation import require_test_photos
-from inf_nerf.train.manifest import clear_leftovers, latest_checkpoint, read_manifest
+from inf_nerf.train.manifest import clear_leftovers, latest_checkpoint, read_manifest, set_aside_damaged
 from pipelines import evaluate, prepare
 from pipelines.attempts import ATTEMPT, fit
 from pipelines.progress import METRICS_FILE, TrainingProgress, forget_rows_after
@@ -27,7 +28,7 @@ from pipelines.ray_session import session_cpus, start_ray
 from pipelines.resume import refuse_unfit, set_aside_later, starting_point
 from pipelines.run_lock import run_lock
 from pipelines.tracking import Tracker
-from pipelines.worker import POLL_SECONDS, STOP_FILE
+from pipelines.worker import POLL_SECONDS, PROBLEM_FILE, STOP_FILE
 
 
 def run(config: Config, run_dir: Path, data_root: Path | None = None, resume: str | None = None) -> int:
@@ -37,7 +38,7 @@ def run(config: Config, run_dir: Path, data_root: Path | None = None, resume: st
         run_dir.mkdir(parents=True, exist_ok=True)
     elif not run_dir.is_dir():
         raise _not_prepared(run_dir)
-    with run_lock(run_dir):
+    with run_lock(run_dir), sigterm_leaves():
         clear_leftovers(run_dir)
         for attempt in (run_dir / "ray").glob(f"{ATTEMPT}*"):
             shutil.rmtree(attempt, ignore_errors=True)
@@ -45,6 +46,8 @@ def run(config: Config, run_dir: Path, data_root: Path | None = None, resume: st
 
 
 def _run(config: Config, run_dir: Path, data_root: Path | None, resume: str | None) -> int:
+    if resume in (None, "latest"):
+        set_aside_damaged(run_dir)
     start = starting_point(config, run_dir, resume)
     tracker = Tracker(config, run_dir)
     if start is not None and resume is None and read_manifest(start)["complete"]:
@@ -105,10 +108,13 @@ def _fit_and_follow(
     Ray would abort the workers on Ctrl-C; from a thread it leaves the signal to us, and the workers save first.
     """
     stop_file = run_dir / STOP_FILE
-    stop_file.unlink(missing_ok=True)
+    for file in (stop_file, run_dir / PROBLEM_FILE):
+        file.unlink(missing_ok=True)
     received: list[int] = []
 
     def request_stop(number: int, _frame: FrameType | None) -> None:
+        if received:  # asked twice: leave without a checkpoint
+            raise SystemExit(128 + number)
         received.append(number)
         stop_file.touch()
 
@@ -122,7 +128,7 @@ def _fit_and_follow(
 
     metrics = run_dir / METRICS_FILE
     forget_rows_after(metrics, read_manifest(start)["step"] if start is not None else 0)
-    start_ray(session_cpus(config))  # now, because Ray installs a SIGTERM handler of its own
+    start_ray(session_cpus(config))
     before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     thread = threading.Thread(target=work, name="ray-train", daemon=True)
     try:
@@ -134,10 +140,25 @@ def _fit_and_follow(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        stop_file.unlink(missing_ok=True)
+        for file in (stop_file, run_dir / PROBLEM_FILE):
+            file.unlink(missing_ok=True)
     if failure:
         raise failure[0]
     return 128 + received[0] if received and not _is_complete(run_dir) else 0
+
+
+@contextmanager
+def sigterm_leaves() -> Iterator[None]:
+    """Let SIGTERM end the process like Ctrl-C does, with what is open closed and exit code 143."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _is_complete(run_dir: Path) -> bool:

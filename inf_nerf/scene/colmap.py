@@ -33,7 +33,7 @@ def find_model(root: Path) -> tuple[Path, str] | None:
 
 
 def read_colmap(root: Path, folder: Path, suffix: str, images_dir: str) -> Capture:
-    """Read the model in ``folder``; photos without a pose are left out and counted.
+    """Read the model in ``folder``; photos without a pose, and few that are not there, are left out and counted.
 
     ``images_dir`` is relative to ``root``; without a folder of the default name, photos lie in ``root`` itself.
     Raises :class:`InputError` naming the file that is missing, truncated or damaged.
@@ -59,6 +59,10 @@ def read_colmap(root: Path, folder: Path, suffix: str, images_dir: str) -> Captu
     if images_dir == SceneConfig().images_dir and not (root / images_dir).is_dir():
         images_dir = "."
     images = sorted((image for image in model.images.values() if image.has_pose), key=lambda image: image.name)
+    there = [image for image in images if (root / images_dir / image.name).is_file()]
+    num_missing = len(images) - len(there)
+    if num_missing < len(there):  # else they are looked for in the wrong folder, which is said later
+        images = there
     camera_keys = sorted({image.camera_id for image in images})
     cameras = [model.cameras[key] for key in camera_keys]
     for camera in cameras:
@@ -88,7 +92,7 @@ def read_colmap(root: Path, folder: Path, suffix: str, images_dir: str) -> Captu
         ],
         report={
             "format": f"colmap{suffix}",
-            "missing_frames": 0,
+            "missing_frames": num_missing,
             "photos_without_pose": len(model.images) - len(images),
             "photos_without_points": sum(image.num_points3D == 0 for image in images),
         },

@@ -9,8 +9,9 @@
 Every rank writes the nodes that it holds, rank 0 also the shared ones; nodes that wait for their turn are taken over
 from the checkpoint before, and those that had none yet have no file.  A file that did not change since the checkpoint
 before is not written again but linked, so that every directory is whole and can be deleted or copied alone.  Files are
-written into ``<step>.partial``; after a barrier rank 0 writes the manifest and renames the directory, so a directory
-with a manifest is complete.  A run made on any number of workers continues on any other.
+written into ``<step>.partial``; when all ranks have, rank 0 writes the manifest and renames the directory, so a
+directory with a manifest is complete.  Where one of them cannot, all give up together, and what was there before is
+untouched.  A run made on any number of workers continues on any other.
 """
 
 import base64
@@ -18,6 +19,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ import torch.distributed as dist
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from inf_nerf.errors import InputError
+from inf_nerf.errors import InputError, NotFiniteError
 from inf_nerf.files import write_atomic
 from inf_nerf.octree.topology import Octree, key_name
 from inf_nerf.scene.scene import Scene
@@ -44,31 +46,70 @@ from inf_nerf.train.manifest import (
     read_verified,
 )
 from inf_nerf.train.opened import OCCUPANCY, load_nodes, node_file, read_tensors
-from inf_nerf.train.shared_gradients import distributed
+from inf_nerf.train.shared_gradients import distributed, on_all_ranks
 
 
 def save_checkpoint(
     run_dir: Path, work: Work, scene: Scene, full: Octree, identity: str, val_psnr: float | None, complete: bool
 ) -> Path:
-    """Write a checkpoint; all ranks call it together, and it returns when it is complete."""
-    model, rank = work.model, work.rank
-    world = dist.get_world_size() if distributed() else 1
+    """Write a checkpoint; all ranks call it together, and it returns when it is complete.
+
+    Raises on all of them where one cannot write its part (:class:`InputError`) or holds a value that is not finite
+    (:class:`NotFiniteError`).
+    """
     final = checkpoints_dir(run_dir) / f"{work.progress.step:08d}"
     partial = final.with_name(final.name + ".partial")
-    if rank == 0:
+
+    def on_all(part: Callable[[], None]) -> None:  # returns on no rank before all have done it
+        on_all_ranks(lambda: _or_say_why(part, final))
+
+    try:
+        on_all(lambda: _make_folders(partial, work))
+        on_all(lambda: _write_part(partial, latest_checkpoint(run_dir), work, scene, full))
+        on_all(lambda: _commit(partial, final, work, scene, full, identity, val_psnr, complete))
+    except InputError:
+        if work.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    work.saved = final
+    return final
+
+
+def _or_say_why(part: Callable[[], None], final: Path) -> None:
+    try:
+        part()
+    except OSError as error:
+        raise InputError(
+            f"The checkpoint of step {int(final.name)} could not be saved in {final.parent} "
+            f"({error.strerror or error}); the one before it is untouched: put that right, for example make room, and "
+            "give the same command again."
+        ) from error
+
+
+def _make_folders(partial: Path, work: Work) -> None:
+    if work.rank == 0:
         shutil.rmtree(partial, ignore_errors=True)
         for folder in ("nodes", "optimiser", "ranks"):
             (partial / folder).mkdir(parents=True)
-    _barrier()
-    files = _Files(partial, latest_checkpoint(run_dir))
+
+
+def _write_part(partial: Path, before: Path | None, work: Work, scene: Scene, full: Octree) -> None:
+    """The files of one rank, and a list of them for rank 0."""
+    model, rank = work.model, work.rank
+    files = _Files(partial, before)
     for node, key in enumerate(model.field.keys.tolist()):
         if bool(work.shared[node]) and rank != 0:
             continue
-        values = dict(model.field.state_of(node))
+        values, moments = dict(model.field.state_of(node)), work.optimiser.state_of(node)
+        if not all(bool(value.isfinite().all()) for value in (*values.values(), *moments.values())):
+            raise NotFiniteError(
+                f"Node {key_name(key)} holds a value that is not a finite number after step {work.progress.step}, so "
+                "nothing was saved; give --resume latest with a lower train.lr_init or train.grad_clip=1."
+            )
         if node < model.octree.num_nodes:
             values |= {OCCUPANCY + name: value for name, value in model.occupancy.state_of(node).items()}
         files.write(node_file(key), _to_bytes(values))
-        files.write(f"optimiser/{key_name(key)}.safetensors", _to_bytes(work.optimiser.state_of(node)))
+        files.write(f"optimiser/{key_name(key)}.safetensors", _to_bytes(moments))
     reservoir = work.reservoir.state()
     state = {
         "generator": base64.b64encode(bytes(work.generator.get_state().tolist())).decode(),
@@ -80,7 +121,7 @@ def save_checkpoint(
         "loss_scale": work.loss_scale.state(),
         "to_probe": dict(zip(map(str, model.octree.keys.tolist()), work.to_probe.tolist(), strict=True)),
     }
-    files.write(f"ranks/{rank}-of-{world}.json", json.dumps(state).encode())
+    files.write(f"ranks/{rank}-of-{_world_size()}.json", json.dumps(state).encode())
     if rank == 0:
         shared = {"appearance": model.appearance.detach(), "backdrop": model.backdrop}
         shared |= {f"cameras.{name}": value for name, value in scene.cameras.state().items()}
@@ -89,40 +130,51 @@ def save_checkpoint(
         files.write("shared.safetensors", _to_bytes(shared))
         files.write("optimiser/appearance.safetensors", _to_bytes(work.optimiser.appearance_state()))
     write_atomic(partial / f"files-{rank}.json", json.dumps(files.listing))
-    _barrier()
-    if rank == 0:
-        listed: dict[str, dict[str, Any]] = {}
-        for part in range(world):
-            listing = partial / f"files-{part}.json"
-            listed |= json.loads(listing.read_text())
-            listing.unlink()
-        if work.saved is not None:
-            listed |= _take_over(work.saved, partial, set(full.keys.tolist()), listed)
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "step": work.progress.step,
-            "seconds": work.progress.seconds,
-            "complete": complete,
-            "budget_from": work.progress.budget_from,
-            "num_workers": world,
-            "identity": identity,
-            "val_psnr": val_psnr,
-            "config": work.config.model_dump(mode="json"),
-            "root": scene.root,
-            "photos": [asdict(photo) for photo in scene.photos],
-            "frame": scene.frame.matrix.tolist(),
-            "solid_ground": model.solid_ground,
-            "occupancy_enabled": model.occupancy.enabled,
-            "steps_across": model.steps_across,
-            "files": dict(sorted(listed.items())),
-        }
-        manifest["digest"] = digest_of(manifest)
-        write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1))
-        put_in_place(partial, final)
-        forget_old(run_dir, work.config.train.keep_checkpoints)
-    _barrier()
-    work.saved = final
-    return final
+
+
+def _commit(
+    partial: Path,
+    final: Path,
+    work: Work,
+    scene: Scene,
+    full: Octree,
+    identity: str,
+    val_psnr: float | None,
+    complete: bool,
+) -> None:
+    """Rank 0 writes the manifest and renames the directory."""
+    if work.rank != 0:
+        return
+    model, world = work.model, _world_size()
+    listed: dict[str, dict[str, Any]] = {}
+    for part in range(world):
+        listing = partial / f"files-{part}.json"
+        listed |= json.loads(listing.read_text())
+        listing.unlink()
+    if work.saved is not None:
+        listed |= _take_over(work.saved, partial, set(full.keys.tolist()), listed)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "step": work.progress.step,
+        "seconds": work.progress.seconds,
+        "complete": complete,
+        "budget_from": work.progress.budget_from,
+        "num_workers": world,
+        "identity": identity,
+        "val_psnr": val_psnr,
+        "config": work.config.model_dump(mode="json"),
+        "root": scene.root,
+        "photos": [asdict(photo) for photo in scene.photos],
+        "frame": scene.frame.matrix.tolist(),
+        "solid_ground": model.solid_ground,
+        "occupancy_enabled": model.occupancy.enabled,
+        "steps_across": model.steps_across,
+        "files": dict(sorted(listed.items())),
+    }
+    manifest["digest"] = digest_of(manifest)
+    write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1))
+    put_in_place(partial, final)
+    forget_old(final.parent.parent, work.config.train.keep_checkpoints)
 
 
 def restore(work: Work, path: Path) -> None:
@@ -139,8 +191,7 @@ def restore(work: Work, path: Path) -> None:
         work.optimiser.load_state(node, read_tensors(path, f"optimiser/{key_name(key)}.safetensors", manifest))
     work.optimiser.load_appearance_state(read_tensors(path, "optimiser/appearance.safetensors", manifest))
     work.progress.step, work.progress.seconds = manifest["step"], manifest["seconds"]
-    world = dist.get_world_size() if distributed() else 1
-    name = f"ranks/{work.rank}-of-{world}.json"
+    name = f"ranks/{work.rank}-of-{_world_size()}.json"
     if name in manifest["files"]:
         state = json.loads(read_verified(path, name, manifest))
         work.generator.set_state(torch.tensor(list(base64.b64decode(state["generator"])), dtype=torch.uint8))
@@ -216,6 +267,5 @@ class _Files:
         return True
 
 
-def _barrier() -> None:
-    if distributed():
-        dist.barrier()
+def _world_size() -> int:
+    return dist.get_world_size() if distributed() else 1

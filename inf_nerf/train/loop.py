@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from inf_nerf.config import Config
+from inf_nerf.errors import NotFiniteError
 from inf_nerf.render.model import Model, Rendered
 from inf_nerf.scene.cameras import Cameras, Rays
 from inf_nerf.train import losses
@@ -31,10 +32,6 @@ METRICS = ("squared_error", "weight", "rays", "samples", *(f"loss_{name}" for na
 MOST_DRAWS = 3.0  # pixels drawn at most for one that counts
 DRAWS_RATE = 0.1  # how fast their number follows what was seen
 PROBE_SHARES = 4  # a probe of occupancy looks at every fourth cell
-
-
-class NotFiniteError(RuntimeError):
-    """A loss or gradient is NaN or infinite on some rank, whatever the loss scale; nothing was updated with it."""
 
 
 @dataclass
@@ -129,8 +126,8 @@ def train(
         )
         if agreed["not_finite"] and not work.loss_scale.lower():
             raise NotFiniteError(
-                f"The loss or its gradient is not a finite number in step {progress.step + 1}; "
-                "lower train.lr_init or set train.grad_clip=1, and resume from the last checkpoint."
+                f"The loss or its gradient is not a finite number in step {progress.step + 1}; nothing of it was "
+                "kept: give --resume latest with a lower train.lr_init or train.grad_clip=1."
             )
         if agreed["not_finite"]:  # float16 overflowed: the step counts, but nothing is learned from it
             work.optimiser.clear()

@@ -2,15 +2,19 @@
 
 A directory named ``<step>`` with a manifest is complete.  Other names are not counted: ``<step>.partial`` is a save
 that never ended, ``<step>.replaced`` what an interrupted save was about to replace (:func:`clear_leftovers` puts both
-right); ``<step>.superseded-<time>`` is what was trained after the checkpoint that a run went back to.  It is kept until
-somebody deletes it; renamed to ``<step>`` it counts again.
+right); ``<step>.superseded-<time>`` is what was trained after the checkpoint that a run went back to, and
+``<step>.damaged-<time>`` one with a file that is not as it was saved.  They are kept until somebody deletes them;
+renamed to ``<step>`` they count again.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +26,13 @@ from inf_nerf.places import AnyPlace, Place
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+READERS = 8  # threads that verify files
 
 log = logging.getLogger(__name__)
+
+
+class DamagedError(InputError):
+    """A file of a checkpoint is not as it was saved."""
 
 
 def checkpoints_dir(run_dir: Path) -> Path:
@@ -44,7 +53,7 @@ def read_manifest(path: Place) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path} is not a complete checkpoint (it has no {MANIFEST}); name another one.") from None
     except ValueError:
-        raise InputError(
+        raise DamagedError(
             f"{path / MANIFEST} is damaged (not a JSON object); delete {path} to use the checkpoint before it."
         ) from None
     if manifest.get("format_version") != FORMAT_VERSION:
@@ -53,7 +62,7 @@ def read_manifest(path: Place) -> dict[str, Any]:
             "use the version of inf-nerf that wrote it or train again in another --output-dir."
         )
     if manifest.get("digest") != digest_of(manifest):
-        raise InputError(
+        raise DamagedError(
             f"{path / MANIFEST} is damaged (another hash was saved); delete {path} to use the checkpoint before it."
         )
     return manifest
@@ -72,10 +81,33 @@ def config_of(path: Place, manifest: dict[str, Any]) -> Config:
 
 
 def verify_files(path: Path) -> None:
-    """Read every file of a checkpoint; raises :class:`InputError` naming the first that is not as it was saved."""
+    """Read every file of a checkpoint; raises :class:`DamagedError` naming the first that is not as it was saved."""
     manifest = read_manifest(path)
-    for name in manifest["files"]:
-        read_verified(path, name, manifest)
+    with ThreadPoolExecutor(READERS) as pool:
+        for _ in pool.map(lambda name: len(read_verified(path, name, manifest)), manifest["files"]):
+            pass
+
+
+def set_aside_damaged(run_dir: Path) -> None:
+    """Verify the newest checkpoint, and rename it and go on to the one before it until one is as it was saved."""
+    while (newest := latest_checkpoint(run_dir)) is not None:
+        try:
+            return verify_files(newest)
+        except DamagedError as error:
+            set_aside(newest, error)
+
+
+def set_aside(path: Path, error: DamagedError) -> None:
+    """Keep a damaged checkpoint under a name that does not count, and say so."""
+    aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
+    os.replace(path, aside)
+    before = latest_checkpoint(path.parent.parent)
+    log.warning(
+        "%s; it is kept as %s, and training goes on from %s.",
+        str(error).rpartition("; ")[0],
+        aside.name,
+        before or "the start, because there is no checkpoint before it",
+    )
 
 
 def clear_leftovers(run_dir: Path) -> None:
@@ -102,8 +134,12 @@ def read_verified(path: Place, name: str, manifest: dict[str, Any]) -> bytes:
         data = file.read_bytes()
     except FileNotFoundError:
         data = b""
+    except OSError as error:
+        if error.errno != errno.EIO:  # which is how a disk says that it cannot read what is there
+            raise
+        data = b""
     if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
-        raise InputError(
+        raise DamagedError(
             f"{file} is damaged ({len(data)} bytes where {expected['bytes']} with another hash were saved); "
             f"delete {path} to use the checkpoint before it."
         )
@@ -122,7 +158,12 @@ def put_in_place(partial: Path, final: Path) -> None:
     if final.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         os.replace(final, replaced)
-    os.replace(partial, final)
+    try:
+        os.replace(partial, final)
+    except OSError:
+        if replaced.exists():
+            os.replace(replaced, final)
+        raise
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -140,7 +181,9 @@ def forget_old(run_dir: Path, keep: int) -> None:
     best = max(scores, key=lambda path: scores[path], default=None)
     for path in complete[:-keep]:
         if path != best:
-            shutil.rmtree(path)
+            dropped = path.with_name(path.name + ".partial")  # what is half deleted must not count
+            os.replace(path, dropped)
+            shutil.rmtree(dropped, ignore_errors=True)
 
 
 def _val_psnr(path: Path) -> float | None:

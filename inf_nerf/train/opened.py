@@ -15,7 +15,6 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from inf_nerf.config import Config
-from inf_nerf.errors import InputError
 from inf_nerf.field.backends import portable_backend
 from inf_nerf.field.field import Field
 from inf_nerf.field.occupancy import Cells, occupied_cells
@@ -27,7 +26,7 @@ from inf_nerf.render.stored_model import StoredModel
 from inf_nerf.scene.cameras import Cameras
 from inf_nerf.scene.frame import WorldFrame
 from inf_nerf.scene.scene import Photo, Scene, SparsePoints
-from inf_nerf.train.manifest import config_of, read_manifest, read_verified
+from inf_nerf.train.manifest import DamagedError, config_of, read_manifest, read_verified
 
 OCCUPANCY = "occupancy."  # what the names of a node's grid begin with
 
@@ -181,7 +180,7 @@ def read_tensors(path: Place, name: str, manifest: dict[str, Any]) -> dict[str, 
     try:
         return load_tensors(data)
     except SafetensorError as error:
-        raise InputError(
+        raise DamagedError(
             f"{path / name} cannot be read ({error}); delete {path} to use the checkpoint before it."
         ) from error
 

@@ -3,7 +3,8 @@ control vector.
 
 Losses are normalised by global counts, so gradients are added, not averaged.  The control vector goes first: it tells
 which shared nodes anyone touched (only those are sent), and it makes every rank agree on stopping, saving, clipping and
-on a loss that is not finite.  Before the first step :func:`on_all_ranks` lets them agree on whether all are ready.
+on a loss that is not finite.  Before the first step, and in a save, :func:`on_all_ranks` lets them agree on whether
+all have succeeded.
 """
 
 from collections.abc import Callable, Mapping
@@ -121,16 +122,25 @@ def on_all_ranks(make: Callable[[], Made]) -> Made:
     A rank that gave up alone would leave the others waiting until their collective times out.
     """
     made: Made | None = None
-    problem: str | None = None
+    problem: InputError | None = None
     try:
         made = make()
     except InputError as error:
-        problem = str(error)
+        problem = error
     problems = [problem]
     if distributed():
         problems *= dist.get_world_size()
         dist.all_gather_object(problems, problem)
     for found in problems:
         if found is not None:
-            raise InputError(found)
+            raise found
     return cast(Made, made)
+
+
+def of_first_rank(make: Callable[[], Made]) -> Made:
+    """What ``make`` returns on rank 0, on all ranks."""
+    if not distributed():
+        return make()
+    made = [make() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(made)
+    return cast(Made, made[0])

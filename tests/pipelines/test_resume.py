@@ -130,12 +130,18 @@ def test_a_checkpoint_that_was_set_aside_is_resumed_by_its_step(run_dir: Path) -
         starting_point(CONFIG, run_dir, str(folder(run_dir, "00000008.partial")))
 
 
-def test_another_tree_or_a_damaged_file_is_found_before_training(run_dir: Path) -> None:
+def test_another_tree_is_found_before_training(run_dir: Path) -> None:
     start = folder(run_dir, 6)
     refuse_unfit(start, prepared("tiny"), run_dir)
     with pytest.raises(InputError, match="belongs to other photos or another tree"):
         refuse_unfit(start, prepared("other"), run_dir)
-    file = start / "nodes" / "r1.safetensors"
+
+
+def test_a_damaged_checkpoint_that_was_named_is_refused_and_left_alone(run_dir: Path) -> None:
+    file = folder(run_dir, 6) / "nodes" / "r1.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"r1\.safetensors is damaged"):
-        refuse_unfit(start, prepared("tiny"), run_dir)
+    for resume in (str(run_dir), str(folder(run_dir, 6))):
+        with pytest.raises(InputError, match=r"r1\.safetensors is damaged"):
+            starting_point(CONFIG, run_dir, resume)
+    assert names(run_dir) == {"00000002", "00000004", "00000006"}
+    assert starting_point(CONFIG, run_dir, str(folder(run_dir, 4))) is not None

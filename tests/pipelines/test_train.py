@@ -6,8 +6,8 @@ The workers' function runs in this process on the tiles of one rank; real Ray wo
 import json
 import os
 import signal
-import subprocess
-import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +16,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import ray.train
+import torch
 
 from inf_nerf.config import Config, load_config
 from inf_nerf.errors import InputError
 from inf_nerf.octree.partition import Partition
 from inf_nerf.octree.tiles import tile_file
+from inf_nerf.train import loop
 from inf_nerf.train.manifest import MANIFEST, digest_of, latest_checkpoint
-from inf_nerf.train.reservoir import TileBatches
+from inf_nerf.train.reservoir import RayBatch, TileBatches
 from pipelines import prepare, synth, train, worker
 from pipelines.ingest import read_tile_table, read_tiles, tile_ranks
 from pipelines.run_lock import run_lock
@@ -129,7 +131,7 @@ def test_a_configuration_that_the_run_was_not_prepared_with_is_refused_before_an
     before = content(run_dir)
     with pytest.raises(InputError, match=rf"was prepared with {change.partition('=')[0]}=\d+, not \d+; choose another"):
         train.run(changed(change), run_dir)
-    assert content(run_dir) == before | {".lock": b""}
+    assert content(run_dir) == before | {".lock": b"", ".workers": b""}
 
 
 def test_a_checkpoint_of_other_photos_or_a_damaged_one_is_refused_before_anything_is_renamed(trained: Path) -> None:
@@ -188,34 +190,97 @@ def test_garbled_rows_and_rows_past_the_checkpoint_stop_nobody(trained: Path, mo
 
 
 def test_two_trainings_never_share_a_run_directory(trained: Path) -> None:
-    holder = (
-        "import sys, time; from pathlib import Path; from pipelines.run_lock import run_lock\n"
-        "with run_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
-    )
-    program = [sys.executable, "-c", holder, str(trained)]
-    with subprocess.Popen(program, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as other:
-        assert other.stdout is not None and other.stdout.readline() == b"held\n"
-        with pytest.raises(InputError, match="Another process is training in"):
-            train.run(CONFIG, trained)
-        os.kill(other.pid, signal.SIGKILL)
-    with run_lock(trained):
-        pass
+    with run_lock(trained), pytest.raises(InputError, match="Another process is training in"):
+        train.run(CONFIG, trained)
 
 
+@pytest.mark.parametrize("name", ["nodes/r.safetensors", MANIFEST])
+def test_a_damaged_newest_checkpoint_is_trained_again_from_the_one_before(
+    trained: Path, scores: list[Path], caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    newest = trained / "checkpoints/00000004"
+    sound = content(newest)
+    data = bytearray((newest / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (newest / name).write_bytes(bytes(data))
+    assert train.run(CONFIG, trained) == 0
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert name in said and f"training goes on from {trained / 'checkpoints/00000002'}." in said
+    assert steps(trained) == [1, 2, 3, 4]
+    assert {path.name.partition("-")[0] for path in newest.parent.iterdir()} == {
+        "00000002", "00000004", "00000004.damaged",
+    }  # fmt: skip
+    again = content(newest)
+    assert {file for file in sound if sound[file] != again[file]} <= {MANIFEST}  # which says how long it took
+    assert scores == [newest, newest]
+
+
+def test_a_loss_that_is_not_finite_saves_nothing_and_says_how_to_go_on(
+    photos: Path, tmp_path: Path, scores: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, whole = tmp_path / "run", loop.forward
+
+    def poisoned(work: loop.Work, batch: RayBatch) -> Any:
+        terms, *rest = whole(work, batch)
+        if work.progress.step == 3:
+            terms["rgb"] = terms["rgb"] * torch.nan
+        return terms, *rest
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "forward", poisoned)
+        with pytest.raises(InputError, match=r"not a finite number in step 4; nothing of it was kept: give --resume"):
+            train.run(CONFIG, run_dir, data_root=photos)
+    (left,) = (run_dir / "checkpoints").iterdir()
+    assert left.name == "00000002"
+    before = content(left)
+    assert train.run(changed("train.lr_init=1e-3"), run_dir, resume="latest") == 0
+    assert content(left) == before
+    assert steps(run_dir) == [1, 2, 3, 4]
+
+
+def test_a_second_signal_leaves_without_a_checkpoint(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = threading.Event()
+
+    def deaf(config: Config, run_dir: Path, partition_of: Callable[[int], Partition], start: Path | None) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        while not (run_dir / worker.STOP_FILE).exists():
+            time.sleep(0.01)
+        asked.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(train, "fit", deaf)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as leaving:
+        train.run(CONFIG, tmp_path / "run", data_root=photos)
+    assert asked.is_set() and leaving.value.code == 143
+    assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_evaluation_that_was_interrupted_is_recorded_by_the_same_command(
-    photos: Path, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: list[Path]
+    photos: Path,
+    mlflow_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scores: list[Path],
+    number: signal.Signals,
 ) -> None:
     from mlflow import MlflowClient
 
     config, run_dir, client = changed("tracking.enabled=true"), tmp_path / "run", MlflowClient(mlflow_uri)
 
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        time.sleep(60)
 
     with monkeypatch.context() as patch:
         patch.setattr(train.evaluate, "run", interrupt)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as leaving:
             train.run(config, run_dir, data_root=photos)
+    assert getattr(leaving.value, "code", 143) == 143
     run_id = json.loads((run_dir / "mlflow_run.json").read_text())["run_id"]
     assert client.get_run(run_id).info.status == "KILLED"
     assert train.run(config, run_dir) == 0

@@ -1,7 +1,9 @@
 """Checkpoint directories: nothing complete is lost, and nothing unreadable stops a save or goes unnamed."""
 
+import errno
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from inf_nerf.train.manifest import (
     config_of,
     latest_checkpoint,
     read_manifest,
+    set_aside_damaged,
     verify_files,
 )
 from tests.train.tiny import tiny_config, tiny_octree, tiny_scene, tiny_work
@@ -39,6 +42,76 @@ def test_every_file_of_a_checkpoint_can_be_verified_beforehand(saved: Path) -> N
     file.write_bytes(bytes(data))
     with pytest.raises(InputError, match=r"optimiser/r1\.safetensors is damaged"):
         verify_files(saved)
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 4
+    replace(file, bytes(data))
+
+
+def truncate(file: Path) -> None:
+    replace(file, file.read_bytes()[:-9])
+
+
+def replace(file: Path, data: bytes) -> None:
+    """Change one file and not those that are linked with it."""
+    file.unlink()
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
+@pytest.mark.parametrize("name", ["nodes/r1.safetensors", "optimiser/bg.safetensors", "ranks/0-of-1.json"])
+def test_a_damaged_checkpoint_is_kept_aside_and_the_newest_sound_one_counts(
+    tmp_path: Path, name: str, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    work = tiny_work(tiny_config(train={"keep_checkpoints": 9})).work
+    first, second, third = (save(work, tmp_path, step) for step in (1, 2, 3))
+    set_aside_damaged(tmp_path)
+    assert latest_checkpoint(tmp_path) == third and not caplog.records
+    damage(second / name)
+    flip(third / MANIFEST)
+    damaged = {str(file.relative_to(second)): file.read_bytes() for file in second.rglob("*") if file.is_file()}
+    set_aside_damaged(tmp_path)
+    assert latest_checkpoint(tmp_path) == first
+    aside = {path.name.partition("-")[0]: path for path in first.parent.iterdir()}
+    assert aside.keys() == {"00000001", "00000002.damaged", "00000003.damaged"}
+    kept = aside["00000002.damaged"]
+    assert damaged == {str(file.relative_to(kept)): file.read_bytes() for file in kept.rglob("*") if file.is_file()}
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert MANIFEST in said[0] and f"training goes on from {second}." in said[0]
+    assert name in said[1] and kept.name in said[1] and f"training goes on from {first}." in said[1]
+
+
+def test_with_every_checkpoint_damaged_training_starts_anew_and_says_so(
+    saved: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    truncate(saved / "shared.safetensors")
+    set_aside_damaged(saved.parent.parent)
+    assert latest_checkpoint(saved.parent.parent) is None
+    assert "training goes on from the start, because there is no checkpoint before it." in caplog.text
+
+
+def test_a_file_that_the_disk_cannot_read_is_damaged_and_one_that_may_not_be_read_is_not(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, expected in ((errno.EIO, InputError), (errno.EACCES, PermissionError)):
+
+        def refuse(path: Path, number: int = number) -> bytes:
+            raise OSError(number, os.strerror(number), str(path))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", refuse)
+            with pytest.raises(expected):
+                verify_files(saved)
+
+
+def test_a_checkpoint_of_another_version_is_not_taken_for_a_damaged_one(saved: Path) -> None:
+    (saved / MANIFEST).write_text('{"format_version": 99}')
+    with pytest.raises(InputError, match="format 99"):
+        set_aside_damaged(saved.parent.parent)
+    assert saved.is_dir()
 
 
 def test_a_setting_of_another_version_is_named(saved: Path) -> None:
@@ -72,7 +145,7 @@ def test_a_save_of_the_same_step_replaces_the_earlier_one_only_when_it_is_whole(
         rename(source, target)
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="stopped here"):
+    with pytest.raises(InputError, match="stopped here"):
         save(work, tmp_path, 2, 11.0)
     monkeypatch.undo()
     clear_leftovers(tmp_path)

@@ -1,0 +1,73 @@
+"""What a training survives, shown on real Ray workers: kills, standstills, interrupts, a lost node, another driver.
+
+`docs/reliability.md` lists what is promised; the tests of saves, resuming and preparing show the rest without Ray.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.disturbed import SAVE_EVERY, STEPS, Training, prepared_city
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SAME_DB = 0.2
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared_city(tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture
+def training(prepared: Path, tmp_path: Path) -> Iterator[Callable[..., Training]]:
+    """Starts trainings in ``tmp_path / "run"`` and ends those that are left."""
+    started: list[Training] = []
+
+    def start(*overrides: str, **environment: str) -> Training:
+        run_dir = tmp_path / "run"
+        copied = None if run_dir.exists() else prepared
+        started.append(Training(run_dir, *overrides, prepared=copied, **environment))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
+    """PSNR of the held-out photos after a training that nothing happens to."""
+    training = Training(tmp_path_factory.mktemp("undisturbed") / "run", prepared=prepared)
+    try:
+        training.end(0)
+        return training.psnr()
+    finally:
+        training.close()
+
+
+def assert_every_step_once(training: Training) -> None:
+    steps = [row["step"] for row in training.rows()]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == STEPS
+
+
+def test_a_worker_that_is_killed_at_a_random_step_costs_nothing_but_time(
+    training: Callable[..., Training], undisturbed: float
+) -> None:
+    seed = time.time_ns() % 1_000_000
+    dice = random.Random(seed)
+    at = dice.randrange(SAVE_EVERY + 1, STEPS - SAVE_EVERY)
+    running = training()
+    running.wait_for(lambda: running.step() >= at)
+    victim = dice.choice(running.workers())
+    saved, step = running.saved(), running.step()
+    victim.kill()
+    running.end(0)
+    print(f"seed {seed}: killed at step {step}, {running.psnr():.3f} dB, undisturbed {undisturbed:.3f} dB")
+    assert step - saved <= SAVE_EVERY + 2  # rows come every second step
+    assert_every_step_once(running)
+    assert abs(running.psnr() - undisturbed) <= SAME_DB
