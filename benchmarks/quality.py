@@ -28,7 +28,7 @@ from inf_nerf.render.parallel import available_cores
 from inf_nerf.scene.photos import read_mask, read_photo
 from inf_nerf.train.evaluation import evaluate
 from inf_nerf.train.manifest import checkpoints_dir, latest_checkpoint, read_manifest
-from inf_nerf.train.opened import load_checkpoint
+from inf_nerf.train.opened import Checkpoint, load_checkpoint
 
 SCORES = {"psnr": "plain", "psnr_corrected": "colour-corrected"}
 
@@ -162,21 +162,25 @@ def plot(curves: Sequence[Curve], path: Path, title: str) -> None:
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _score(label: str, checkpoint: Path) -> Curve:
-    loaded = load_checkpoint(checkpoint)
+def score(loaded: Checkpoint) -> dict[str, Any]:
+    """The evaluation of a checkpoint at pyramid level 0 in the plain protocol."""
     settings: Config = loaded.config.model_copy(
         update={
             "eval": loaded.config.eval.model_copy(update={"right_half": False}),
             "scene": loaded.config.scene.model_copy(update={"pyramid_levels": 1}),
         }
     )
-    result = evaluate(
+    return evaluate(
         loaded,
         settings,
         lambda photo: (read_photo(loaded.scene, photo), read_mask(loaded.scene, photo)),
         workers=available_cores(),
     )
-    return _curve(label, loaded.manifest["seconds"], result)
+
+
+def _score(label: str, checkpoint: Path) -> Curve:
+    loaded = load_checkpoint(checkpoint)
+    return _curve(label, loaded.manifest["seconds"], score(loaded))
 
 
 def _curve(label: str, seconds: float, result: dict[str, Any]) -> Curve:

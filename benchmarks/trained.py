@@ -96,7 +96,7 @@ def work_of(run_dir: Path, checkpoint: Path) -> Work:
 def step(work: Work) -> tuple[float, float, float, int]:
     """One step of :func:`inf_nerf.train.loop.train`: seconds forward, backward and updating, and samples marched."""
     times = [time.perf_counter()]
-    terms, rendered, _ = forward(work, work.reservoir.sample(work.num_rays, work.generator))
+    terms, seen, _ = forward(work, work.reservoir.sample(work.num_rays, work.generator))
     total = torch.stack([getattr(work.config.loss, f"lambda_{name}") * term for name, term in terms.items()]).sum()
     times.append(time.perf_counter())
     total.backward()
@@ -105,7 +105,7 @@ def step(work: Work) -> tuple[float, float, float, int]:
     times.append(time.perf_counter())
     work.progress.step += 1
     ahead, back, update = (end - start for start, end in pairwise(times))
-    return ahead, back, update, rendered.num_samples
+    return ahead, back, update, seen.num_samples
 
 
 def time_steps(work: Work, count: int) -> dict[str, Any]:

@@ -142,6 +142,11 @@ class TrainConfig(Section):
     node_memory_mb: Positive | None = None  # nodes in training on a worker; what does not fit is trained in turns
     turn_steps: Count = 500  # of each turn
     subtree: str | None = None  # node, for example r05, below which a trained model is trained again; None: all of it
+    shared_every: Count = 1  # steps in which gradients of shared nodes and appearance collect before they are applied
+    shared_gradient_dtype: Literal["float32", "bfloat16"] = "float32"  # in which they travel between workers
+    # what other workers' nodes would answer on a ray: "discount" counts a pixel less the more of it that is, "exchange"
+    # has workers tell each other what their parts of a ray look like
+    foreign: Literal["discount", "exchange"] = "discount"
     seed: Annotated[int, Field(ge=0)] = 0
     log_every: Count = 20
     save_every: Count = 5000  # steps
@@ -178,6 +183,15 @@ class TrainConfig(Section):
     def _rates_decay(self) -> "TrainConfig":
         if self.lr_final > self.lr_init:
             raise ValueError(f"lr_final ({self.lr_final}) must not exceed lr_init ({self.lr_init})")
+        return self
+
+    @model_validator(mode="after")
+    def _clipping_knows_the_norm(self) -> "TrainConfig":
+        if self.grad_clip and self.shared_every > 1:
+            raise ValueError(
+                f"grad_clip ({self.grad_clip:g}) needs the joint gradient of every step, so shared_every must be 1, "
+                f"not {self.shared_every}"
+            )
         return self
 
 
@@ -233,6 +247,20 @@ class Config(Section):
             raise ValueError(
                 f"train.shared_upper_levels ({self.train.shared_upper_levels}) must not exceed "
                 f"octree.num_levels ({self.octree.num_levels})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _exchanged_samples_stay(self) -> "Config":
+        if self.train.foreign == "exchange" and self.sampler.kind != "occupancy":
+            raise ValueError(
+                f"train.foreign 'exchange' needs sampler.kind 'occupancy', not {self.sampler.kind!r}, which places a "
+                "ray's samples by densities that other workers hold"
+            )
+        if self.train.foreign == "exchange" and self.train.subtree is not None:
+            raise ValueError(
+                f"train.foreign 'exchange' is for whole trees, but train.subtree is {self.train.subtree!r}, beyond "
+                "which nothing is trained"
             )
         return self
 

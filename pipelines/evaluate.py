@@ -28,7 +28,7 @@ from inf_nerf.train.evaluation import View, evaluate, require_test_photos, work
 from inf_nerf.train.manifest import MANIFEST, config_of, latest_checkpoint, read_manifest
 from inf_nerf.train.opened import Checkpoint, StoredCheckpoint, load_checkpoint, open_checkpoint
 
-FORMAT = 1  # of the result; raised when a value changes its meaning, so that old results are not used again
+FORMAT = 2  # of the result; raised when a value changes its meaning, so that old results are not used again
 
 
 @dataclass(frozen=True)

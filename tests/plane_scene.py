@@ -123,4 +123,5 @@ def as_checkpoint(scene: Scene, model: PlaneModel) -> Any:
         model=model,
         mean_colour=torch.tensor([0.5, 0.5, 0.5]),
         node_bytes=torch.tensor([100, 40, 7]),
+        subtrees={},
     )

@@ -110,6 +110,10 @@ def test_values_that_contradict_each_other_are_refused() -> None:
         load_config(overrides=["train.lr_init=1e-3", "train.lr_final=1e-2"])
     with pytest.raises(InputError, match="shared_upper_levels"):
         load_config(overrides=["octree.num_levels=2", "train.shared_upper_levels=3"])
+    with pytest.raises(InputError, match=r"'train'.*grad_clip \(1\) needs .* shared_every must be 1, not 4"):
+        load_config(overrides=["train.grad_clip=1", "train.shared_every=4"])
+    with pytest.raises(InputError, match=r"train.foreign 'exchange' needs sampler.kind 'occupancy', not 'tree'"):
+        load_config(overrides=["train.foreign=exchange", "sampler.kind=tree"])
     with pytest.raises(InputError, match=r"'field'.*base_res \(64\) must not exceed max_res \(32\)"):
         load_config(overrides=["field.base_res=64", "field.max_res=32"])
 

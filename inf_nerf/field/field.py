@@ -202,20 +202,26 @@ class Field:
             self._parameters[index] = {name: nn.Parameter(leaf.detach()[index]) for name, leaf in self._leaves.items()}
         return self._parameters[index]
 
-    def expose_gradients(self) -> None:
-        """Give the parameters of touched nodes their gradients (views of the buffers) and the others none."""
-        for index, touched in enumerate(self.touched.tolist()):
+    def expose_gradients(self, nodes: Tensor | None = None) -> None:
+        """Give the parameters of touched nodes, or of those among ``nodes`` [M] bool, their gradients (views of the
+        buffers) and the others none."""
+        exposed = self.touched if nodes is None else self.touched & nodes
+        for index, touched in enumerate(exposed.tolist()):
             for name, parameter in self.parameters_of(index).items():
                 gradient = self._leaves[name].grad
                 parameter.grad = gradient[index] if touched and gradient is not None else None
 
-    def clear_gradients(self) -> None:
-        """Zero what touched nodes collected and mark all nodes untouched."""
-        for index in self.touched.nonzero().flatten().tolist():
-            for leaf in self._leaves.values():
-                if leaf.grad is not None:
-                    leaf.grad[index].zero_()
-        self.touched.zero_()
+    def gradients_of(self, index: int) -> list[Tensor]:
+        """Views of one node's gradient buffers."""
+        return [leaf.grad[index] for leaf in self._leaves.values() if leaf.grad is not None]
+
+    def clear_gradients(self, nodes: Tensor | None = None) -> None:
+        """Zero what touched nodes (those among ``nodes`` [M] bool) collected and mark them untouched."""
+        cleared = self.touched if nodes is None else self.touched & nodes
+        for index in cleared.nonzero().flatten().tolist():
+            for gradient in self.gradients_of(index):
+                gradient.zero_()
+        self.touched &= ~cleared
 
     def state_of(self, index: int) -> dict[str, Tensor]:
         """One node's values (views): ``table`` [P, F], ``density`` [Wd], ``colour`` [Wc]."""

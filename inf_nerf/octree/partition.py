@@ -38,6 +38,11 @@ class Partition:
         """Number of ranks W."""
         return len(self.owned)
 
+    @property
+    def subtrees(self) -> dict[int, int]:
+        """The rank of every owned subtree, by the key of its root."""
+        return {key: rank for rank, roots in enumerate(self.roots) for key in roots}
+
     def octree(self, octree: Octree, rank: int) -> Octree:
         """The part of ``octree`` that ``rank`` trains: the shared nodes and its own; the rest is FOREIGN."""
         return octree.restrict(self.shared | self.owned[rank])

@@ -24,7 +24,7 @@ def composite(
 
     alpha = 1 - exp(-sigma * delta), weight = alpha * prod over earlier samples of (1 - alpha)  (Max 1995, NeRF eq. 3).
     """
-    tau, before = _optical_depths(sigma, delta, ray, num_rays)
+    tau, before = optical_depths(sigma, delta, ray, num_rays)
     weights = torch.exp(-before) * -torch.expm1(-tau)
     total = tau.new_zeros(num_rays).index_add(0, ray, tau)
     return weights.to(sigma.dtype), torch.exp(-total).to(sigma.dtype)
@@ -32,7 +32,7 @@ def composite(
 
 def reached(sigma: Tensor, delta: Tensor, ray: Tensor, num_rays: int) -> tuple[Tensor, Tensor]:
     """Which samples light reaches, and in which of these it ends, both [Q] bool; arguments as of :func:`composite`."""
-    tau, before = _optical_depths(sigma, delta, ray, num_rays)
+    tau, before = optical_depths(sigma, delta, ray, num_rays)
     lit = before < DARK
     return lit, lit & (before + tau >= DARK)
 
@@ -67,7 +67,7 @@ def distortion(
     return w.new_zeros(num_rays).index_add(0, ray, pairs + own).to(weights.dtype)
 
 
-def _optical_depths(sigma: Tensor, delta: Tensor, ray: Tensor, num_rays: int) -> tuple[Tensor, Tensor]:
+def optical_depths(sigma: Tensor, delta: Tensor, ray: Tensor, num_rays: int) -> tuple[Tensor, Tensor]:
     """Optical depth of each sample and of all before it on its ray, both [Q] float64.
 
     Depths are capped, since one endless sample would use up the digits of the sum that runs over all rays.

@@ -40,7 +40,14 @@ class LitSamples:
     samples: Samples
     delta: Tensor  # [Q] their lengths, endless where a ray's light ends lest the background shine through
     features: Tensor  # [Q, L * F] of the hash grid, without gradients
+    density: Tensor  # [Q] without gradients
     num_asked: int  # samples asked for their density to find out
+
+    def keep(self, index: Tensor, ends: Tensor) -> "LitSamples":
+        """Only the samples ``index`` [Q'], light ending where ``ends`` [Q'] bool and nowhere else."""
+        samples = self.samples[index]
+        delta = samples.delta.masked_fill(ends, ENDLESS)
+        return LitSamples(samples, delta, self.features[index], self.density[index], self.num_asked)
 
 
 @torch.no_grad()
@@ -54,7 +61,7 @@ def lit_samples(samples: Samples, octree: Octree, field: Field, num_rays: int) -
     features = torch.empty_like(sorted_features).index_copy_(0, order, sorted_features)
     lit, ends = reached(sigma, samples.delta, samples.ray, num_rays)
     delta = samples.delta.masked_fill(ends, ENDLESS)
-    return LitSamples(samples[lit], delta[lit], features[lit], len(samples))
+    return LitSamples(samples[lit], delta[lit], features[lit], sigma[lit], len(samples))
 
 
 def shaded(
@@ -66,13 +73,22 @@ def shaded(
     out was not in vain, since the features are kept.
     """
     samples = lit.samples
+    sigma, rgb = radiance(lit, octree, field, direction, looks)
+    weights, light = composite(sigma, lit.delta, samples.ray, len(direction))
+    return _summed(samples, rgb, weights, light, octree, samples.node, lit.num_asked), weights
+
+
+def radiance(
+    lit: LitSamples, octree: Octree, field: Field, direction: Tensor, looks: Tensor
+) -> tuple[Tensor, Tensor]:  # [Q], [Q, 3]
+    """Density and colour of the samples with gradients; arguments as of :func:`shaded`."""
+    samples = lit.samples
     node, order = torch.sort(samples.node, stable=True)
     back = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
     xyz = octree.to_local(samples.xyz.index_select(0, order), node)
     ray = samples.ray.index_select(0, order)
     sigma, rgb = field.radiance(xyz, node, direction, looks, ray, lit.features.index_select(0, order))
-    weights, light = composite(sigma.index_select(0, back), lit.delta, samples.ray, len(direction))
-    return _summed(samples, rgb.index_select(0, back), weights, light, octree, node, lit.num_asked), weights
+    return sigma.index_select(0, back), rgb.index_select(0, back)
 
 
 @torch.no_grad()

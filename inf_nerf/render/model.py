@@ -22,6 +22,7 @@ from inf_nerf.render.empty_space import EmptySpace
 from inf_nerf.render.foreground import Foreground, LitSamples, foreground, lit_samples, shaded
 from inf_nerf.render.sampling import (
     THIN,
+    Part,
     Samples,
     Steps,
     cube_span,
@@ -153,24 +154,24 @@ class Model:
             return sample_tree(rays, self.octree, self.density, sampler, radius, generator)
         return march(self.steps(rays, generator), self.octree, self.cells, self.empty_space)
 
-    def lit_samples(self, rays: Rays, generator: torch.Generator | None) -> LitSamples:
-        """The samples that light reaches.
-
-        In training their number adapts the length of steps: while little is known to be empty, longer steps keep the
-        cost of a batch about constant.
-        """
+    def lit_samples(self, rays: Rays, generator: torch.Generator | None, part: Part | None = None) -> LitSamples:
+        """The samples that light reaches; of those in ``part`` the ones that no other in it hides."""
         if self._traces:
             from inf_nerf.render import numba_trace
 
             steps = self.steps(rays, generator)
-            lit = numba_trace.lit_samples(steps, self.octree, self.cells, self.empty_space, self.field)
-        else:
-            lit = lit_samples(self.sample(rays, generator), self.octree, self.field, len(rays))
+            return numba_trace.lit_samples(steps, self.octree, self.cells, self.empty_space, self.field, part)
+        samples = self.sample(rays, generator)
+        if part is not None:
+            samples = samples[part.holds(samples)]
+        return lit_samples(samples, self.octree, self.field, len(rays))
+
+    def adapt_steps(self, num_lit: int, num_rays: int) -> None:
+        """In training the samples that light reaches adapt the length of steps: while little is known to be empty,
+        longer steps keep the cost of a batch about constant."""
         sampler = self.config.sampler
-        if generator is not None:
-            change = sampler.samples * len(rays) / max(1, len(lit.samples))
-            self.steps_across = min(sampler.max_samples, max(32.0, self.steps_across * min(1.1, max(0.9, change))))
-        return lit
+        change = sampler.samples * num_rays / max(1, num_lit)
+        self.steps_across = min(sampler.max_samples, max(32.0, self.steps_across * min(1.1, max(0.9, change))))
 
     def foreground(self, rays: Rays, looks: Tensor, generator: torch.Generator | None, lod_blend: float) -> Foreground:
         """What rays see inside the root cube, without gradients."""
@@ -197,12 +198,14 @@ class Model:
         With gradients the samples are kept, and `lod_blend` must be 0.
         """
         rays = rays.to(self.appearance.device)
-        looks = self._appearance(rays, appearance)
+        looks = self.looks(rays, appearance)
         samples = weights = None
         if torch.is_grad_enabled():
             if lod_blend:
                 raise ValueError(f"lod_blend is {lod_blend}, but levels are not mixed while gradients are recorded")
             lit = self.lit_samples(rays, generator)
+            if generator is not None:
+                self.adapt_steps(len(lit.samples), len(rays))
             found, weights = shaded(lit, self.octree, self.field, rays.direction, looks)
             samples = lit.samples
         else:
@@ -210,7 +213,7 @@ class Model:
         enter, leave = cube_span(rays, self.config.sampler.near)
         leave = torch.where(leave > enter, leave, torch.zeros_like(leave))
         light = found.light.detach()
-        behind, beyond = self._background(rays, looks, leave, light, generator)
+        behind, beyond = self.behind(rays, looks, leave, light, generator)
         # no field answers behind the ground: there the backdrop shows
         behind = torch.where(beyond[:, None], behind, self.backdrop if backdrop is None else backdrop)
         opacity = 1 - found.light
@@ -228,8 +231,8 @@ class Model:
             weights=weights,
         )
 
-    def _appearance(self, rays: Rays, override: Tensor | None) -> Tensor:
-        """Appearance vectors [R, A]."""
+    def looks(self, rays: Rays, override: Tensor | None = None) -> Tensor:
+        """Appearance vectors [R, A] of the rays' photos, or of ``override`` [A] or [R, A]."""
         if override is not None:
             return override.expand(len(rays), -1)
         photo = rays.photo.clamp_min(0)
@@ -237,10 +240,17 @@ class Model:
         unknown = (rays.photo < 0) | ~self.is_trained[photo]
         return torch.where(unknown[:, None], self.mean_appearance(), looks) if bool(unknown.any()) else looks
 
-    def _background(
-        self, rays: Rays, looks: Tensor, leave: Tensor, remaining: Tensor, generator: torch.Generator | None
+    def behind(
+        self,
+        rays: Rays,
+        looks: Tensor,  # [R, A]
+        leave: Tensor,  # [R] distance at which they leave the cube
+        remaining: Tensor,  # [R] light that gets there
+        generator: torch.Generator | None,
+        drawn: Tensor | None = None,  # [R] bool; None: all
     ) -> tuple[Tensor, Tensor]:
-        """Colour [R, 3] of what lies beyond the cube, and for which rays [R] anything does."""
+        """Colour [R, 3] of what lies beyond the cube (computed for ``drawn`` rays), and for which rays [R] anything
+        does."""
         behind = torch.zeros(len(rays), 3, device=rays.origin.device)
         count = self.config.sampler.background_samples
         beyond = torch.full((len(rays),), count > 0, device=rays.origin.device)
@@ -251,6 +261,8 @@ class Model:
         if count == 0 or len(which) == 0:
             return behind, beyond
         samples = sample_background(rays, which, leave, count, generator)
+        if drawn is not None:
+            samples, which = samples[drawn[which]], which[drawn[which]]
         direction, looks = rays.direction[which], looks[which]
         if not torch.is_grad_enabled() and self._traces:
             from inf_nerf.render import numba_trace

@@ -26,7 +26,7 @@ from inf_nerf.render.compositing import DARK, OPAQUE_DEPTH
 from inf_nerf.render.empty_space import EmptySpace
 from inf_nerf.render.foreground import ENDLESS, INVISIBLE, Foreground, LitSamples
 from inf_nerf.render.numba_space import Grids, Tree, is_occupied, local, may_hold, neighbour, route
-from inf_nerf.render.sampling import STEPS_PER_INTERVAL, THIN, BackgroundSamples, Steps
+from inf_nerf.render.sampling import STEPS_PER_INTERVAL, THIN, BackgroundSamples, Part, Steps
 
 RANGE = 1024  # rays that a thread follows before it takes others
 FIRST_CAPACITY = 16  # samples a ray that room is made for at first
@@ -54,15 +54,24 @@ class _Weights(NamedTuple):
     bias: np.float32
 
 
-def lit_samples(steps: Steps, octree: Octree, cells: Cells, empty_space: EmptySpace, field: Field) -> LitSamples:
-    """As :func:`inf_nerf.render.foreground.lit_samples` of the samples on these steps."""
+def lit_samples(
+    steps: Steps,
+    octree: Octree,
+    cells: Cells,
+    empty_space: EmptySpace,
+    field: Field,
+    part: Part | None = None,
+) -> LitSamples:
+    """As :func:`inf_nerf.render.foreground.lit_samples` of the samples on these steps, or of those in ``part``."""
     lit, _, _ = _kernels(field.spec.features_per_level, field.density_sizes, field.colour_sizes)
-    found = run(lit, parts(len(steps.hit)), *_arguments(steps, octree, cells, empty_space, field))
-    ray, t, node, foreign, ends, features = (
+    none = np.empty(0, np.bool_)
+    whose = (none, none) if part is None else (part.shared.numpy(), part.drawn[steps.hit].numpy())
+    found = run(lit, parts(len(steps.hit)), *_arguments(steps, octree, cells, empty_space, field), *whose)
+    ray, t, node, foreign, ends, density, features = (
         torch.from_numpy(part[0] if len(part) == 1 else np.concatenate(part)) for part in zip(*found, strict=True)
     )
     samples = steps.samples(ray, t, node, foreign)
-    return LitSamples(samples, samples.delta.masked_fill(ends, ENDLESS), features, len(samples))
+    return LitSamples(samples, samples.delta.masked_fill(ends, ENDLESS), features, density, len(samples))
 
 
 def foreground(
@@ -236,12 +245,13 @@ def _kernels(
     num_given, stamp = colour_sizes[0] - num_geo, STAMP
 
     @njit(nogil=True, cache=True)
-    def lit(first, last, rays, tree, grids, levels, weights):
+    def lit(first, last, rays, tree, grids, levels, weights, shared, drawn):
+        """With ``drawn``, only samples in nodes of one's own, and those in ``shared`` nodes on the drawn rays."""
         _ = stamp
         room = max(1, (last - first) * FIRST_CAPACITY)
         ray, t, node = np.empty(room, np.int64), np.empty(room, np.float32), np.empty(room, np.int64)
         foreign, ends = np.empty(room, np.bool_), np.empty(room, np.bool_)
-        features = np.empty((room, wide), np.float32)
+        density, features = np.empty(room, np.float32), np.empty((room, wide), np.float32)
         own, head = _room(density_hidden, num_geo, hidden), np.empty(density_out, np.float32)
         count = 0
         for r in range(first, last):
@@ -250,7 +260,8 @@ def _kernels(
                 room = room + room // 2 + num_intervals * STEPS_PER_INTERVAL
                 ray, t, node = _grown(ray, count, room), _grown(t, count, room), _grown(node, count, room)
                 foreign, ends = _grown(foreign, count, room), _grown(ends, count, room)
-                features = _grown(features, count, room)
+                density, features = _grown(density, count, room), _grown(features, count, room)
+            answers_shared = len(drawn) == 0 or drawn[r]
             at, depth, interval, mip, next_begin = -1, 0.0, 0, 0, rays.enter[r]
             while depth < DARK:
                 held, begin, interval, next_begin, mip = _next_interval(
@@ -265,19 +276,22 @@ def _kernels(
                     x, y, z = _position(r, distance, rays)
                     at, stands_in = route(x, y, z, distance * rays.radius[r], at, tree)
                     x, y, z = local(x, y, z, at, tree)
-                    if is_occupied(x, y, z, at, grids):
+                    mine = len(drawn) == 0 or not (stands_in or (shared[at] and not answers_shared))
+                    if mine and is_occupied(x, y, z, at, grids):
                         sigma = _density(
                             x, y, z, at, per_level, wide, density_hidden, density_out, levels, weights, own,
                             features[count], head,
                         )  # fmt: skip
                         depth += min(sigma * (distance * step_share), OPAQUE_DEPTH)
                         ray[count], t[count], node[count], foreign[count] = r, distance, at, stands_in
-                        ends[count] = depth >= DARK
+                        density[count], ends[count] = sigma, depth >= DARK
                         count += 1
                         if depth >= DARK:
                             break
                     distance *= growth
-        return ray[:count], t[:count], node[:count], foreign[:count], ends[:count], features[:count]
+        return (
+            ray[:count], t[:count], node[:count], foreign[:count], ends[:count], density[:count], features[:count]
+        )  # fmt: skip
 
     @njit(nogil=True, cache=True)
     def seen(first, last, rays, tree, grids, levels, weights, given, lod_blend):

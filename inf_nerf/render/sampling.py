@@ -48,6 +48,19 @@ class Samples:
         return Samples(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which samples this process answers, where several process the same rays: those in nodes that it alone holds and,
+    for some of the rays, those in nodes that all hold.  What stands in for another's node is answered by the other."""
+
+    shared: Tensor  # [N] bool: nodes that all hold
+    drawn: Tensor  # [R] bool: rays whose samples in shared nodes it answers
+
+    def holds(self, samples: Samples) -> Tensor:
+        """Which samples [Q] bool are its own."""
+        return ~samples.foreign & (~self.shared[samples.node] | self.drawn[samples.ray])
+
+
 def cube_span(rays: Rays, near: float) -> tuple[Tensor, Tensor]:
     """Distances [R] at which rays enter the root cube, no less than ``near``, and leave it; enter >= leave where they
     miss it."""
@@ -178,6 +191,9 @@ class BackgroundSamples:
     ray: Tensor  # [R'] which rays
     xyz: Tensor  # [R', B, 3] in [0, 1]: the contraction of all space beyond the cube
     delta: Tensor  # [R', B] in contracted units; the last one is endless
+
+    def __getitem__(self, index: Tensor) -> "BackgroundSamples":
+        return BackgroundSamples(self.ray[index], self.xyz[index], self.delta[index])
 
 
 def sample_background(

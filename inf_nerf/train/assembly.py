@@ -8,6 +8,7 @@ from inf_nerf.octree.partition import Partition
 from inf_nerf.octree.topology import Octree, is_below, key_of
 from inf_nerf.render.model import Model
 from inf_nerf.scene.scene import Scene
+from inf_nerf.train.exchange import Exchange
 from inf_nerf.train.free_space import learn_from_points
 from inf_nerf.train.loop import METRICS, PROBE_SHARES, Work
 from inf_nerf.train.loss_scale import LossScale
@@ -45,6 +46,12 @@ def assemble(
             "train.gpus_per_worker=1 on a machine with a GPU."
         )
     num_ranks = partition.num_ranks // num_turns
+    exchanges = config.train.foreign == "exchange" and num_ranks > 1
+    if exchanges and num_turns > 1:
+        raise InputError(
+            "train.foreign is 'exchange', but the nodes do not fit in train.node_memory_mb at once, and nobody could "
+            "answer for those that wait for their turn; raise it or set train.foreign=discount."
+        )
     part = turn * num_ranks + rank
     local = partition.octree(full, part).to(device)
     model = Model(
@@ -69,10 +76,12 @@ def assemble(
         reservoir=Reservoir(train_tiles, capacity, config.data.level_boost),
         tracks=Tracks.of(scene, local, config.octree.footprint_px, config.sampler.near),
         node_losses=NodeLosses.of(config, full, local, partition, part, num_turns).without(model.field.frozen),
-        gradients=SharedGradients(model.field, model.appearance, shared, METRICS),
+        gradients=SharedGradients(model.field, model.appearance, shared, METRICS, config.train.shared_gradient_dtype),
+        exchange=Exchange(model, shared[:-1], rank) if exchanges else None,
         optimiser=NodeAdam(config.train, model.field, model.appearance),
         loss_scale=LossScale(config.train.precision),
         shared=shared,
+        subtrees=partition.subtrees,
         generator=generator,
         rank=rank,
         num_rays=part_of(config.train.batch_size, rank, num_ranks),

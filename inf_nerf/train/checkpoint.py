@@ -161,6 +161,7 @@ def _commit(
         "budget_from": work.progress.budget_from,
         "num_workers": world,
         "identity": identity,
+        "subtrees": {key_name(key): part for key, part in sorted(work.subtrees.items())},
         "val_psnr": val_psnr,
         "config": work.config.model_dump(mode="json"),
         "root": scene.root,

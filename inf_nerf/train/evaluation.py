@@ -10,7 +10,7 @@ Both are also scored after a per-photo affine colour correction.  docs/evaluatio
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
+from inf_nerf.octree.borders import Borders
 from inf_nerf.octree.topology import Octree
 from inf_nerf.render.images import Crop, PartRenderer, RayRenderer, RenderedImage, chunk_rays, render_image
 from inf_nerf.render.parallel import ordered_map
@@ -30,6 +31,7 @@ from inf_nerf.scene.photos import area_resize
 from inf_nerf.scene.scene import Scene
 from inf_nerf.train.appearance import fit_appearance
 from inf_nerf.train.metrics import ImageScores, colour_corrected, image_scores, psnr
+from inf_nerf.train.seams import SeamErrors, seam_errors
 
 DIGITS = 6  # decimals kept in the result
 BACKGROUND = "background"  # the field outside the root cube, in shares of levels
@@ -65,6 +67,8 @@ class Evaluated(Protocol):
     def mean_colour(self) -> Any: ...  # [3] in [0, 1]
     @property
     def node_bytes(self) -> Any: ...  # [M]
+    @property
+    def subtrees(self) -> Mapping[int, int]: ...  # rank by key of the root
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class _Part:
     floor: float | None  # of level 0
     image: dict[str, Any] | None  # level 0
     share: Tensor  # [M] compositing weight of each node over all levels
+    seams: SeamErrors  # of level 0, colour-corrected
     view: View | None  # level 0
 
 
@@ -123,6 +128,7 @@ def evaluate(
     result["num_nodes"] = model.octree.num_nodes
     result["model_bytes"] = int(scorer.node_bytes.sum())
     result["level_share"] = level_share(torch.stack([part.share for part in whole]).sum(dim=0), model.octree)
+    result["seams"] = sum((part.seams for part in whole), SeamErrors()).figures()
     if config.eval.right_half:
         result["right_half"] = _summary(right, scene)
     return _rounded(result)
@@ -213,6 +219,7 @@ class _Scorer:
         self.mean_appearance = self.model.appearance.detach()[self.scene.train].mean(dim=0)  # [A]
         self.mean_colour = torch.as_tensor(checkpoint.mean_colour, dtype=torch.float32).cpu()  # [3]
         self.node_bytes = torch.as_tensor(checkpoint.node_bytes, dtype=torch.int64).cpu()  # [M]
+        self.borders = Borders(self.model.octree.to("cpu"), checkpoint.subtrees)
 
     def score(self, photo: int) -> tuple[_Part, _Part | None]:
         """The plain protocol, and the right-half one if it is switched on."""
@@ -248,7 +255,7 @@ class _Scorer:
         plain: dict[int, ImageScores] = {}
         corrected: dict[int, ImageScores] = {}
         share = torch.zeros(len(self.node_bytes), dtype=torch.float64)
-        floor, image, view = None, None, None
+        floor, image, view, seams = None, None, None, SeamErrors()
         for level, ((target, counted), crop) in enumerate(zip(targets, crops, strict=True)):
             if crop is None:
                 continue
@@ -258,8 +265,12 @@ class _Scorer:
             rendered = self._render(photo, level, crop, appearance)
             share += rendered.share.double()
             plain[level] = image_scores(rendered.rgb, target, counted)
-            corrected[level] = image_scores(colour_corrected(rendered.rgb, target, counted), target, counted)
+            in_its_colours = colour_corrected(rendered.rgb, target, counted)
+            corrected[level] = image_scores(in_its_colours, target, counted)
             if level == 0:
+                if crop.left == 0:
+                    rays = self.scene.cameras.image_rays(photo, 0)
+                    seams = seam_errors(self.borders, rays, rendered, in_its_colours - target, counted)
                 name = self.scene.photos[photo].name
                 floor = psnr(float((target - self.mean_colour)[counted].double().square().mean()))
                 image = {
@@ -269,7 +280,7 @@ class _Scorer:
                     "bytes_touched": int(self.node_bytes[rendered.touched].sum()),
                 }
                 view = View(name, target, rendered, plain[level])
-        return _Part(plain, corrected, floor, image, share, view)
+        return _Part(plain, corrected, floor, image, share, seams, view)
 
     def _render(self, photo: int, level: int, crop: Crop, appearance: Tensor) -> RenderedImage:
         return render_image(

@@ -7,7 +7,7 @@ from its own tiles, and `SharedGradients` adds up what is shared.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -16,15 +16,17 @@ from torch import Tensor
 
 from inf_nerf.config import Config
 from inf_nerf.errors import NotFiniteError
-from inf_nerf.render.model import Model, Rendered
+from inf_nerf.render.model import Model
 from inf_nerf.scene.cameras import Cameras, Rays
 from inf_nerf.train import losses
+from inf_nerf.train.exchange import Exchange
 from inf_nerf.train.loss_scale import LossScale
 from inf_nerf.train.optimiser import NodeAdam
 from inf_nerf.train.reservoir import RayBatch, Reservoir
-from inf_nerf.train.shared_gradients import SharedGradients
+from inf_nerf.train.shared_gradients import SharedGradients, Traffic
 from inf_nerf.train.tracks import Tracks
 
+OF_RAYS = ("rgb", "depth", "regularization")  # losses that need whole rays
 LOSSES = ("rgb", "depth", "sparsity", "consistency", "regularization", "appearance")
 METRICS = ("squared_error", "weight", "rays", "samples", *(f"loss_{name}" for name in LOSSES))
 
@@ -61,9 +63,11 @@ class Work:
     tracks: Tracks
     node_losses: losses.NodeLosses
     gradients: SharedGradients
+    exchange: Exchange | None  # None: this rank answers its rays alone
     optimiser: NodeAdam
     loss_scale: LossScale
     shared: Tensor  # [M] bool: nodes that every rank holds
+    subtrees: dict[int, int]  # rank that trains each subtree below them, by the key of its root
     generator: torch.Generator
     rank: int
     num_rays: int  # of this rank in a step, counted by their weights
@@ -99,14 +103,14 @@ def train(
     saved_at = logged_at = time.monotonic()
     started = saved_at - progress.seconds
     saved_step, figures, last = progress.step, Figures(), math.inf if until is None else until
-    work.stopped = False
-    while progress.share(config) < 1 and progress.step < last and not work.stopped:
+    save, work.stopped = False, False
+    while progress.share(config) < 1 and progress.step < last and not (work.stopped and not work.gradients.pending):
         update_occupancy(work)
         if progress.step % config.data.swap_every == 0 and progress.step:
             work.reservoir.swap()
 
         batch = work.reservoir.sample(round(work.num_rays * work.draws), work.generator)
-        terms, rendered, figures_now = forward(work, batch)
+        terms, seen, figures_now = forward(work, batch)
         work.draws = next_draws(work.draws, figures_now["weight"], figures_now["rays"])
         total = torch.stack([getattr(config.loss, f"lambda_{name}") * term for name, term in terms.items()]).sum()
         if total.requires_grad:
@@ -134,27 +138,51 @@ def train(
             rate = work.optimiser.rate(progress.share(config))
         else:
             work.loss_scale.keep()
-            work.gradients.add_up()
-            if config.train.grad_clip:
-                work.gradients.clip(config.train.grad_clip, agreed["owned_norm2"])
-            work.to_probe[model.field.touched[:-1]] = PROBE_SHARES
-            rate = work.optimiser.step(progress.share(config))
+            rate = update(work, agreed, last)
 
         progress.step += 1
         progress.seconds = agreed["seconds"]
-        work.stopped = agreed["stop"] > 0
+        work.stopped |= agreed["stop"] > 0
+        save |= agreed["save"] > 0 or progress.step % config.train.save_every == 0
         if not agreed["not_finite"]:
-            figures.add(agreed, rendered, model)
+            figures.add(agreed, seen.node, model)
         if progress.step % config.train.log_every == 0:
             if work.rank == 0:
                 on_log(figures.row(progress, rate, time.monotonic() - logged_at, work))
-            logged_at, figures = time.monotonic(), Figures()
-        if agreed["save"] or progress.step % config.train.save_every == 0:
+            logged_at, figures, work.gradients.traffic = time.monotonic(), Figures(), Traffic()
+            if work.exchange is not None:
+                work.exchange.traffic = Traffic()
+        if save and not work.gradients.pending:
             on_save(score_val(work))
-            saved_at, saved_step = time.monotonic(), progress.step
+            saved_at, saved_step, save = time.monotonic(), progress.step, False
     if saved_step != progress.step:
         on_save(score_val(work))
     return progress.share(config) >= 1
+
+
+def update(work: Work, agreed: dict[str, float], last: float = math.inf) -> float:
+    """Add up the gradients of what is shared, if it is their turn or the ``last`` step, and let the optimiser use all
+    of them; returns the learning rate.
+
+    A rank's own nodes are updated while the sums travel, unless clipping has to know the joint norm first.  Between
+    their turns shared nodes and the appearance stay as they are, on all ranks; a run is only saved after a turn.
+    """
+    config, progress = work.config, work.progress
+    share, after = progress.share(config), replace(progress, step=progress.step + 1, seconds=agreed["seconds"])
+    waits = after.step % config.train.shared_every and after.share(config) < 1 and after.step < last
+    if waits:
+        work.gradients.set_aside()
+    else:
+        work.gradients.start()
+    work.to_probe[work.model.field.touched[:-1]] = PROBE_SHARES
+    if waits:
+        return work.optimiser.step(share)
+    if config.train.grad_clip:
+        work.gradients.finish()
+        work.gradients.clip(config.train.grad_clip, agreed["owned_norm2"])
+    work.optimiser.step(share, ~work.shared, appearance=False)
+    work.gradients.finish()
+    return work.optimiser.step(share, work.shared)
 
 
 def warm_up(work: Work) -> None:
@@ -170,39 +198,47 @@ def warm_up(work: Work) -> None:
     work.model.steps_across = steps_across
 
 
-def forward(work: Work, batch: RayBatch) -> tuple[dict[str, Tensor], Rendered, dict[str, float]]:
+def forward(work: Work, batch: RayBatch) -> tuple[dict[str, Tensor], losses.Seen, dict[str, float]]:
     """Render a batch and some track rays together; unweighted losses and this rank's summed figures."""
     config, model = work.config, work.model
     rays = work.cameras.rays(batch.photo, batch.level, batch.xy)
     track_rays, distance, reliability = work.tracks.sample(work.num_tracks, work.generator)
     device = model.appearance.device
-    joined = Rays.cat((rays, track_rays)).to(device)
-    target, count = batch.rgb.to(device), len(rays)
+    rays, track_rays, target = rays.to(device), track_rays.to(device), batch.rgb.to(device)
+    tracked = torch.stack((distance, reliability), dim=1).to(device)
+    rank, generator, num_answering = None, work.generator, 1
+    if work.exchange is not None:  # the rays of all ranks, which compute the same losses of them
+        of_batch, of_tracks = work.exchange.rays((rays, target), (track_rays, tracked))
+        rays, target, track_rays, tracked = of_batch.rays, of_batch.beside, of_tracks.rays, of_tracks.beside
+        rank, num_answering = torch.cat((of_batch.rank, of_tracks.rank)), work.exchange.num_ranks
+        generator = torch.Generator().manual_seed(config.train.seed * 1_000_003 + work.progress.step)
+    joined, count = Rays.cat((rays, track_rays)), len(rays)
     # below the ground nothing answers: a random colour there makes only opaque ground explain the photos
-    backdrop = torch.rand(3, generator=work.generator).to(device)
-    rendered = model.render(joined, generator=work.generator, backdrop=backdrop)
-    weight = losses.ray_weights(rendered)
-    rgb, colour_weight = rendered.rgb[:count], weight[:count]
-    rgb_weight = torch.cat((colour_weight, torch.zeros(len(track_rays), device=device)))
+    backdrop = torch.rand(3, generator=generator).to(device)
+    if work.exchange is not None and rank is not None:
+        seen = work.exchange.render(joined, rank, generator, backdrop)
+    else:
+        seen = losses.Seen.of(model.render(joined, generator=generator, backdrop=backdrop))
+    colour_weight, track_weight = seen.weight[:count], seen.weight[count:] * tracked[:, 1]
 
     batch_size, tracks = config.train.batch_size, max(1, config.loss.depth_rays)
-    footprint = distance.to(device) * track_rays.radius.to(device)
+    footprint = tracked[:, 0] * track_rays.radius
     transparency, consistency = work.node_losses.draw(work.progress.step)
     terms = {
-        "rgb": losses.photometric(rgb, target, colour_weight, batch_size),
-        "depth": losses.depth(
-            rendered.depth[count:], distance.to(device), footprint, weight[count:] * reliability.to(device), tracks
-        ),
+        "rgb": losses.photometric(seen.rgb[:count], target, colour_weight, batch_size),
+        "depth": losses.depth(seen.depth[count:], tracked[:, 0], footprint, track_weight, tracks),
         "sparsity": work.node_losses.transparency(model, transparency),
         "consistency": work.node_losses.consistency(model, consistency),
-        "regularization": losses.spread(rendered, rgb_weight, batch_size),
+        "regularization": losses.spread(seen.spread[:count], colour_weight, batch_size),
         "appearance": losses.appearance_prior(model.appearance, batch.photo.to(device), batch_size),
     }
     figures = {f"loss_{name}": float(term.detach()) for name, term in terms.items()}
+    for name in OF_RAYS:
+        figures[f"loss_{name}"] /= num_answering
     figures["squared_error"] = figures["loss_rgb"] * batch_size
-    figures["weight"] = float(colour_weight.sum())
-    figures["rays"], figures["samples"] = float(count), float(rendered.num_samples)
-    return terms, rendered, figures
+    figures["weight"] = float(colour_weight.sum()) / num_answering
+    figures["rays"], figures["samples"] = count / num_answering, float(seen.num_samples)
+    return terms, seen, figures
 
 
 def next_draws(draws: float, weight: float, rays: float) -> float:
@@ -254,19 +290,19 @@ def score_val(work: Work) -> float | None:
 
 
 class Figures:
-    """What happened since the last log line, over all ranks; ``level_share`` and ``memory_mb`` are rank 0's alone."""
+    """What happened since the last log line, over all ranks; ``level_share``, ``memory_mb`` and what the
+    exchange with other ranks cost are rank 0's alone."""
 
     def __init__(self) -> None:
         self._sums = dict.fromkeys(METRICS, 0.0)
         self._steps = 0
         self._level_share: dict[int, float] = {}
 
-    def add(self, agreed: dict[str, float], rendered: Rendered, model: Model) -> None:
-        """Take in one step."""
+    def add(self, agreed: dict[str, float], nodes: Tensor, model: Model) -> None:
+        """Take in one step and the nodes [Q] of its samples."""
         self._steps += 1
         for name in METRICS:
             self._sums[name] += agreed[name]
-        nodes = rendered.samples.node if rendered.samples is not None else torch.zeros(0, dtype=torch.int64)
         levels = torch.bincount(model.octree.level[nodes], minlength=model.octree.num_levels)
         for level, count in enumerate(levels.tolist()):
             self._level_share[level] = self._level_share.get(level, 0.0) + count
@@ -276,6 +312,8 @@ class Figures:
         sums, steps = self._sums, max(1, self._steps)
         mean = {name: sums[f"loss_{name}"] / steps for name in LOSSES}
         total = max(1.0, sum(self._level_share.values()))
+        traffic = work.gradients.traffic
+        exchanged = work.exchange.traffic if work.exchange is not None else Traffic()
         return {
             "step": progress.step,
             "seconds": round(progress.seconds, 3),
@@ -287,7 +325,11 @@ class Figures:
             "rays_per_second": sums["weight"] / max(elapsed, 1e-9),
             "samples_per_ray": sums["samples"] / max(1.0, sums["rays"]),
             "memory_mb": psutil.Process().memory_full_info().uss / 2**20,
-            "shared_gradient_bytes": work.gradients.bytes_sent,
+            "shared_gradient_bytes": traffic.bytes_sent / steps,
+            "shared_gradient_share": traffic.seconds / max(elapsed, 1e-9),
+            "idle_share": traffic.idle_seconds / max(elapsed, 1e-9),
+            "exchange_bytes": exchanged.bytes_sent / steps,
+            "exchange_share": exchanged.seconds / max(elapsed, 1e-9),
             "level_share": {str(level): share / total for level, share in self._level_share.items()},
         }
 

@@ -25,6 +25,7 @@ from inf_nerf.octree.partition import Partition
 from inf_nerf.octree.topology import Octree
 from inf_nerf.render.compositing import distortion
 from inf_nerf.render.model import Model, Rendered
+from inf_nerf.render.segments import span_length
 
 DEPTH_SCALE = 32.0  # footprints; depth errors beyond it count linearly
 
@@ -37,6 +38,25 @@ def ray_weights(rendered: Rendered) -> Tensor:
     the ranks.
     """
     return (1 - rendered.foreign).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What R rays see, as far as losses and figures ask."""
+
+    rgb: Tensor  # [R, 3]
+    depth: Tensor  # [R] expected distance
+    spread: Tensor  # [R] distortion of the foreground weights
+    weight: Tensor  # [R] how much the ray counts, detached
+    node: Tensor  # [Q] of this process' samples
+    num_samples: int  # foreground samples that it asked for their density
+
+    @staticmethod
+    def of(rendered: Rendered) -> "Seen":
+        """What was rendered with gradients by this process alone."""
+        assert rendered.samples is not None
+        weight, node = ray_weights(rendered), rendered.samples.node
+        return Seen(rendered.rgb, rendered.depth, ray_spread(rendered), weight, node, rendered.num_samples)
 
 
 def photometric(rgb: Tensor, target: Tensor, weight: Tensor, batch_size: int) -> Tensor:
@@ -56,15 +76,19 @@ def depth(
     return (weight * F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none")).sum() / count
 
 
-def spread(rendered: Rendered, weight: Tensor, batch_size: int) -> Tensor:
-    """Distortion of the foreground weights with distances scaled to [0, 1] inside the cube."""
-    enter, leave = rendered.span
+def ray_spread(rendered: Rendered) -> Tensor:
+    """Distortion [R] of the foreground weights with distances scaled to [0, 1] inside the cube."""
+    enter, _ = rendered.span
     samples, weights = rendered.samples, rendered.weights
     if samples is None or weights is None:
         raise ValueError("the spread of samples needs rays that were rendered with gradients")
-    length = (leave - enter)[samples.ray].clamp_min(1e-6)
+    length = span_length(rendered.span)[samples.ray]
     middle = (samples.t - enter[samples.ray]) / length
-    per_ray = distortion(weights, middle, samples.delta / length, samples.ray, len(enter))
+    return distortion(weights, middle, samples.delta / length, samples.ray, len(enter))
+
+
+def spread(per_ray: Tensor, weight: Tensor, batch_size: int) -> Tensor:
+    """Weighted sum of distortions [R], over the global batch."""
     return (weight * per_ray).sum() / batch_size
 
 

@@ -18,7 +18,8 @@ from inf_nerf.config import Config
 from inf_nerf.field.backends import portable_backend
 from inf_nerf.field.field import Field
 from inf_nerf.field.occupancy import Cells, occupied_cells
-from inf_nerf.octree.topology import BACKGROUND_KEY, ROOT_KEY, Octree, key_level, key_name
+from inf_nerf.octree.partition import make_partition
+from inf_nerf.octree.topology import BACKGROUND_KEY, ROOT_KEY, Octree, key_level, key_name, key_of
 from inf_nerf.places import Place
 from inf_nerf.render.model import Model, empty_density, field_keys
 from inf_nerf.render.node_cache import NodeCache
@@ -44,6 +45,7 @@ class OpenCheckpoint:
     mean_colour: Tensor  # [3] of the training photos
     appearance: Tensor  # [V, A]
     node_bytes: Tensor  # [M] bytes of each node's file
+    subtrees: dict[int, int]  # part that trained each subtree below the shared nodes, by the key of its root
 
     @property
     def digest(self) -> str:
@@ -135,9 +137,10 @@ def open_checkpoint(path: Place) -> OpenCheckpoint:
     full = Octree.from_state(without_prefix(shared, "octree."))
     octree = full.restrict(key for key in full.keys.tolist() if node_file(key) in manifest["files"])
     names = [node_file(key) for key in field_keys(octree).tolist()]
+    config = config_of(path, manifest)
     return OpenCheckpoint(
         path=path,
-        config=config_of(path, manifest),
+        config=config,
         scene=_scene(shared, manifest),
         octree=octree,
         step=manifest["step"],
@@ -145,7 +148,16 @@ def open_checkpoint(path: Place) -> OpenCheckpoint:
         mean_colour=shared["backdrop"],
         appearance=shared["appearance"],
         node_bytes=torch.tensor([manifest["files"][name]["bytes"] for name in names]),
+        subtrees=_subtrees(manifest, config, octree),
     )
+
+
+def _subtrees(manifest: dict[str, Any], config: Config, octree: Octree) -> dict[int, int]:
+    """As saved; of a checkpoint that does not say, those below the shared levels, as one worker trains them."""
+    saved = manifest.get("subtrees")
+    if saved is None:
+        return make_partition(octree, 1, config.train.shared_upper_levels).subtrees
+    return {key_of(name): part for name, part in saved.items()}
 
 
 def load_checkpoint(path: Place, device: torch.device | str = "cpu") -> Checkpoint:

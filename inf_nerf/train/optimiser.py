@@ -26,14 +26,21 @@ class NodeAdam:
         """The learning rate at a share in [0, 1] of the budget."""
         return self._config.lr_init * (self._config.lr_final / self._config.lr_init) ** min(1.0, progress)
 
-    def step(self, progress: float) -> float:
-        """Update with the gradients at hand and clear them; ``progress`` in [0, 1] sets the rate, which is returned."""
+    def step(self, progress: float, nodes: Tensor | None = None, appearance: bool = True) -> float:
+        """Update with the gradients at hand and clear them; ``progress`` in [0, 1] sets the rate, which is returned.
+
+        ``nodes`` [M] bool restricts it to these nodes (None: all), and without ``appearance`` that is left as it is.
+        """
         rate = self.rate(progress)
         for group in self._adam.param_groups:
             group["lr"] = rate
-        self._field.expose_gradients()
+        kept = None if appearance else self._appearance.grad
+        if not appearance:
+            self._appearance.grad = None
+        self._field.expose_gradients(nodes)
         self._adam.step()
-        self.clear()
+        self._field.clear_gradients(nodes)
+        self._appearance.grad = kept
         return rate
 
     def clear(self) -> None:

@@ -125,7 +125,7 @@ def test_the_background_equals_its_twin(bias: float, field: dict[str, Any]) -> N
         model.field.density_bias = bias
         looks = torch.randn(len(rays), model.appearance.shape[1], generator=torch.Generator().manual_seed(2))
         with torch.no_grad():
-            behind, beyond = model._background(rays, looks, leave, torch.ones(len(rays)), None)
+            behind, beyond = model.behind(rays, looks, leave, torch.ones(len(rays)), None)
         found.append(behind[beyond])
     assert len(found[0]) > 10 and float(found[1].std(0).max()) > 1e-3
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=2e-3)

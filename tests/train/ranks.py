@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-TIMEOUT = timedelta(seconds=60)
+TIMEOUT = timedelta(seconds=120)
 
 
 def run_ranks(num_ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:

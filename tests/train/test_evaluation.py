@@ -110,7 +110,7 @@ def test_two_evaluations_are_byte_identical_and_hold_the_documented_keys() -> No
     result = json.loads(texts[0])
     scores = {"psnr", "ssim", "psnr0", "ssim0"}
     protocol = {*scores, "psnr0_floor", "levels", "images", "colour_corrected"}
-    assert set(result) == {*protocol, "num_nodes", "model_bytes", "level_share", "right_half"}
+    assert set(result) == {*protocol, "num_nodes", "model_bytes", "level_share", "seams", "right_half"}
     assert set(result["right_half"]) == protocol
     assert set(result["colour_corrected"]) == scores
     assert set(result["levels"][0]) == {"level", "width", "height", "psnr", "ssim"}

@@ -112,6 +112,7 @@ def test_rows_hold_what_the_metrics_file_promises() -> None:
         assert row["memory_mb"] > 10
         assert row["samples_per_ray"] > 1
         assert row["rays_per_second"] > 1
+        assert row["shared_gradient_bytes"] == row["shared_gradient_share"] == row["idle_share"] == 0  # nobody to tell
 
 
 def test_learning_lowers_the_loss() -> None:

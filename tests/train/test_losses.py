@@ -131,7 +131,7 @@ def test_spread_equals_the_double_loop() -> None:
         for j in range(5):
             if ray[i] == ray[j]:
                 per_ray[ray[i]] += weights[i] * weights[j] * abs(t[i] - t[j]) / length
-    value = losses.spread(found, torch.tensor([1.0, 0.5]), 4)
+    value = losses.spread(losses.ray_spread(found), torch.tensor([1.0, 0.5]), 4)
     assert float(value) == pytest.approx((per_ray[0] + 0.5 * per_ray[1]) / 4, rel=1e-5)
 
 
@@ -140,7 +140,7 @@ def test_spread_prefers_one_surface_to_two() -> None:
     one = rendered([0.5, 0.5], [0, 0], [0, 0], [False] * 2, 1, [0.50, 0.51], [0.01, 0.01], span)
     two = rendered([0.5, 0.5], [0, 0], [0, 0], [False] * 2, 1, [0.1, 0.9], [0.01, 0.01], span)
     weight = torch.ones(1)
-    assert losses.spread(one, weight, 1) < 0.1 * losses.spread(two, weight, 1)
+    assert losses.spread(losses.ray_spread(one), weight, 1) < 0.1 * losses.spread(losses.ray_spread(two), weight, 1)
 
 
 def test_spread_has_finite_gradients_for_rays_that_miss_the_cube() -> None:
@@ -149,7 +149,7 @@ def test_spread_has_finite_gradients_for_rays_that_miss_the_cube() -> None:
     weights, _ = composite(sigma, delta, torch.tensor([0, 0]), 2)
     found = rendered([0.5, 0.5], [0, 0], [0, 0], [False] * 2, 2, [1.1, 1.2], [0.1, 0.1], ([1.0, 0.02], [2.0, 0.0]))
     found.weights = weights
-    losses.spread(found, torch.ones(2), 2).backward()
+    losses.spread(losses.ray_spread(found), torch.ones(2), 2).backward()
     assert sigma.grad is not None
     assert bool(sigma.grad.isfinite().all())
 

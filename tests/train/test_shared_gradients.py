@@ -1,4 +1,4 @@
-"""Two ranks are one process: the same gradients of shared and of owned nodes, and only the shared ones travel."""
+"""Several ranks are one process: the same gradients of shared and of owned nodes, and only the shared ones travel."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -101,12 +101,13 @@ def prepare(work: Work, tracks: FixedTracks) -> None:
 
 def gradients(work: Work, batch: RayBatch, clip: float) -> dict[str, Any]:
     """Gradients by node key as the optimiser would see them, and what was agreed on the way."""
-    terms, rendered, _ = forward(work, batch)
-    assert not bool(rendered.foreign.any())
+    terms, seen, _ = forward(work, batch)
+    assert bool((seen.weight == 1).all())  # nothing foreign
     sum(getattr(work.config.loss, f"lambda_{name}") * term for name, term in terms.items()).backward()  # type: ignore[union-attr]
     control = {"stop": float(work.rank == 1), "owned_norm2": work.gradients.owned_norm2()}
     agreed = work.gradients.agree(control, {f"loss_{name}": float(term.detach()) for name, term in terms.items()})
-    work.gradients.add_up()
+    work.gradients.start()
+    work.gradients.finish()
     field, found = work.model.field, {}
     for node in torch.nonzero(field.touched).flatten().tolist():
         found[int(field.keys[node])] = {name: getattr(field, name).grad[node].clone() for name in LEAVES}
@@ -120,20 +121,20 @@ def gradients(work: Work, batch: RayBatch, clip: float) -> dict[str, Any]:
         "appearance": appearance,
         "norm": norm,
         "clipped": {int(field.keys[node]): field.tables.grad[node].clone() for node in touched},  # type: ignore[index]
-        "bytes": work.gradients.bytes_sent,
+        "bytes": work.gradients.traffic.bytes_sent,
     }
 
 
-def as_rank(rank: int, shared_levels: int) -> dict[str, Any]:
-    """What one of two ranks has to tell."""
+def as_rank(rank: int, num_ranks: int, shared_levels: int) -> dict[str, Any]:
+    """What one of the ranks has to tell."""
     sent: list[int] = []
     all_reduce = dist.all_reduce
 
-    def counted(tensor: Tensor) -> None:
+    def counted(tensor: Tensor, **named: Any) -> Any:
         sent.append(tensor.numel())
-        all_reduce(tensor)
+        return all_reduce(tensor, **named)
 
-    tiny = tiny_work(CONFIG, 2, rank, shared_levels)
+    tiny = tiny_work(CONFIG, num_ranks, rank, shared_levels)
     batch, tracks = pixels(tiny.partition)[rank]
     prepare(tiny.work, tracks)
     dist.all_reduce = counted
@@ -185,8 +186,12 @@ def overflowed(rank: int) -> tuple[float, bool, list[Tensor]]:
 
 
 def as_two_ranks(rank: int) -> dict[str, Any]:
-    found = {name: as_rank(rank, levels) for name, levels in SHARED_LEVELS.items()}
+    found = {name: as_rank(rank, 2, levels) for name, levels in SHARED_LEVELS.items()}
     return found | {"poisoned": poisoned(rank), "overflowed": overflowed(rank)}
+
+
+def as_three_ranks(rank: int) -> dict[str, Any]:
+    return {"root": as_rank(rank, 3, 1)}
 
 
 @pytest.fixture(scope="module")
@@ -194,21 +199,28 @@ def two_ranks() -> list[dict[str, Any]]:
     return run_ranks(2, as_two_ranks)
 
 
-@pytest.fixture(scope="module", params=SHARED_LEVELS)
-def both(request: pytest.FixtureRequest, two_ranks: list[dict[str, Any]]) -> tuple[Partition, list[Any], Any]:
-    """The partition, what the two ranks found, and what one process finds on the joined batch."""
-    partition = make_partition(tiny_octree(), 2, SHARED_LEVELS[request.param])
+@pytest.fixture(scope="module")
+def three_ranks() -> list[dict[str, Any]]:
+    return run_ranks(3, as_three_ranks)
+
+
+@pytest.fixture(scope="module", params=[(2, "root"), (2, "two levels"), (3, "root")], ids=str)
+def both(request: pytest.FixtureRequest, two_ranks: list[Any], three_ranks: list[Any]) -> Any:
+    """The partition, what its ranks found, and what one process finds on the joined batch."""
+    num_ranks, levels = request.param
+    partition = make_partition(tiny_octree(), num_ranks, SHARED_LEVELS[levels])
     batch, tracks = joined(pixels(partition))
     work = tiny_work(CONFIG).work
     prepare(work, tracks)
-    return partition, [found[request.param] for found in two_ranks], gradients(work, batch, clip=1e-3)
+    ranks = two_ranks if num_ranks == 2 else three_ranks
+    return partition, [found[levels] for found in ranks], gradients(work, batch, clip=1e-3)
 
 
 def assert_same(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=float(expected.abs().max()) * 1e-5 + 1e-12)
 
 
-def test_losses_of_two_ranks_add_up_to_those_of_one(both: Any) -> None:
+def test_losses_of_all_ranks_add_up_to_those_of_one(both: Any) -> None:
     _, ranks, one = both
     for name, value in one["agreed"].items():
         if name.startswith("loss_"):
@@ -264,7 +276,7 @@ def test_clipping_uses_the_joint_norm(both: Any) -> None:
 
 def test_all_ranks_learn_that_one_wants_to_stop(both: Any) -> None:
     _, ranks, _ = both
-    assert [found["agreed"]["stop"] for found in ranks] == [1, 1]
+    assert [found["agreed"]["stop"] for found in ranks] == [1] * len(ranks)
 
 
 def test_loss_that_is_not_finite_on_one_rank_ends_all_of_them_with_nothing_changed(two_ranks: Any) -> None:
