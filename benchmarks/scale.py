@@ -11,6 +11,7 @@ rates, and assumptions about disks, networks and object stores.  Letters: N node
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.growth import FINEST_GSD_M, City, laptop
-from benchmarks.street_grid import StreetGrid
+from benchmarks.growth import FINEST_GSD_M, City, laptop, node_bytes, working_sets
+from benchmarks.street_grid import StreetGrid, street_views
 from inf_nerf.config import Config
 from inf_nerf.octree.build import build_octree
 from inf_nerf.octree.partition import SHARED, Partition, make_partition
@@ -40,6 +41,7 @@ PHOTO_SIZE, PHOTO_DEGREES, FLIGHT_M = (4000, 3000), 80.0, 120.0  # a pixel cover
 STEEPEST, FLATTEST = 90.0, 45.0  # degrees below the horizon
 PYRAMID = 5  # levels of a photo
 MANIFESTS, QUICK_MANIFESTS = (10_000, 100_000, 1_000_000), (1000, 10_000)
+PACKS = (1, 2, 3)  # levels that a file holds
 EXTENTS = (8, 10, 12, 14, 16, 18, 19)  # levels below the root
 RAYS = 200_000
 
@@ -81,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seen = {tree: photographed(city, tree, QUICK_PHOTOS if quick else PHOTOS) for city, tree in trees}
     show("tiles", [tile_row(tree, seen[tree], part.partition) for tree, part in parts])
     show("manifest", [manifest_row(count) for count in (QUICK_MANIFESTS if quick else MANIFESTS)])
+    show("a view from an object store", [row for city, tree in trees for row in request_rows(city, tree, inputs)])
     show("float32", [precision_row(levels) for levels in EXTENTS])
     show("whole trainings", list(totals(inputs)))
     return 0
@@ -227,6 +230,29 @@ def manifest_row(num_nodes: int) -> dict[str, Any]:
     }
 
 
+def request_rows(city: City, tree: Octree, inputs: Inputs) -> Iterator[dict[str, Any]]:
+    """What the first view from a street costs if one file holds subtrees of so many levels, read whole or in ranges."""
+    view = working_sets(city, tree, street_views(1))[0]
+    megabytes = len(view) * node_bytes() / 1e6
+    for levels in PACKS:
+        # the node on top of the file that holds each node; the last level is the last of its files, since most are there
+        pack = tree.keys >> 3 * ((tree.level - tree.num_levels) % levels)
+        files, asked = torch.unique(pack), torch.unique(pack[view])
+        whole = int(torch.isin(pack, asked).sum()) * node_bytes() / 1e6
+        waits = math.ceil(len(asked) / inputs.requests_at_once) * inputs.request_ms / 1e3
+        yield {
+            "nodes": tree.num_nodes,
+            "levels a file": levels,
+            "files": len(files),
+            "nodes of the view": len(view),
+            "requests": len(asked),
+            "MB of ranges": megabytes,
+            "MB of whole files": whole,
+            "seconds, ranges": waits + megabytes / (inputs.store_mb_s * inputs.requests_at_once),
+            "seconds, whole": waits + whole / (inputs.store_mb_s * inputs.requests_at_once),
+        }
+
+
 def precision_row(levels: int) -> dict[str, Any]:
     """How far positions on rays lie from where they should, computed in float32 scene coordinates.
 
@@ -252,13 +278,17 @@ def precision_row(levels: int) -> dict[str, Any]:
 
 
 def totals(inputs: Inputs) -> Iterator[dict[str, Any]]:
-    """Whole trainings, with the nodes of configs/laptop.yaml and with those of the paper."""
+    """Whole trainings, with the nodes of configs/laptop.yaml and with those of the paper.
+
+    A worker holds values, gradients and two moments of its nodes; a save writes all but the gradients.
+    """
     for name, nodes in (("city", 1e4), ("country", 1e7), ("continent", 1e9)):
         for kind, config in (("laptop", laptop()), ("paper", Config())):
-            values = 4 * parameters(config)
+            values, days = 4 * parameters(config), 30
             leaf_km2 = (FINEST_GSD_M * config.field.max_res * config.octree.res_upsample / 1e3) ** 2
             pixels = nodes * inputs.photos_per_node * inputs.photo_megapixels * 1e6
-            core_hours = pixels * inputs.passes / inputs.rays_per_second / 3600
+            worker_hours = pixels * inputs.passes / inputs.rays_per_second / 3600
+            workers = max(1.0, worker_hours / 24 / days)
             yield {
                 "": name,
                 "nodes": f"{nodes:.0e}",
@@ -267,8 +297,10 @@ def totals(inputs: Inputs) -> Iterator[dict[str, Any]]:
                 "values TB": nodes * values / 1e12,
                 "optimiser TB": nodes * 2 * values / 1e12,
                 "tiles TB": pixels * 4 / 1e12,  # a third more for the pyramid, three bytes a pixel
-                "core hours": core_hours,
-                "workers for 30 days": core_hours / 720,
+                "worker hours": worker_hours,
+                "workers for 30 days": workers,
+                "GB a worker": 4 * values * nodes / workers / 1e9,
+                "s for a save": 3 * nodes * values / 1e6 / (workers / inputs.workers_per_machine * inputs.disk_mb_s),
             }
 
 

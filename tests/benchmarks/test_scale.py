@@ -15,6 +15,7 @@ from benchmarks.scale import (
     partition_row,
     photographed,
     precision_row,
+    request_rows,
     tile_row,
     totals,
 )
@@ -75,6 +76,17 @@ def test_a_manifest_is_as_large_as_its_text() -> None:
     assert row["bytes/node"] == pytest.approx(2 * len(entry), rel=0.2)
 
 
+def test_a_view_asks_fewer_and_larger_files_when_they_hold_subtrees(small: tuple[City, Octree]) -> None:
+    city, tree = small
+    one, two, three = request_rows(city, tree, Inputs(request_ms=1000.0, requests_at_once=1.0))
+    assert one["files"] == tree.num_nodes and one["requests"] == one["nodes of the view"]
+    assert one["MB of whole files"] == pytest.approx(one["MB of ranges"])
+    assert one["files"] > two["files"] > three["files"] >= 1
+    assert one["requests"] > two["requests"] > three["requests"]
+    assert one["MB of ranges"] <= two["MB of whole files"] <= three["MB of whole files"]
+    assert two["seconds, ranges"] == pytest.approx(two["requests"] + two["MB of ranges"] / 100)
+
+
 def test_positions_lose_a_bit_of_the_gsd_with_every_level() -> None:
     eight, ten = precision_row(8), precision_row(10)
     assert ten["error / gsd"] == pytest.approx(4 * eight["error / gsd"], rel=0.05)
@@ -84,7 +96,7 @@ def test_positions_lose_a_bit_of_the_gsd_with_every_level() -> None:
 
 def test_whole_trainings_follow_from_the_inputs() -> None:
     rows = list(totals(Inputs(rays_per_second=1000.0, passes=2.0, photos_per_node=1.0, photo_megapixels=36.0)))
-    assert rows[0]["core hours"] == pytest.approx(1e4 * 36e6 * 2 / 1000 / 3600)
+    assert rows[0]["worker hours"] == pytest.approx(1e4 * 36e6 * 2 / 1000 / 3600)
     assert all(row["optimiser TB"] == pytest.approx(2 * row["values TB"]) for row in rows)
 
 
@@ -93,7 +105,16 @@ def test_the_command_prints_every_table(monkeypatch: pytest.MonkeyPatch, capsys:
         monkeypatch.setattr(scale, name, value)
     assert scale.main(["--quick", "--network-mb-s", "123"]) == 0
     printed = capsys.readouterr().out
-    titles = ("inputs", "the tree in every process", "partition", "shared gradients", "tiles", "manifest", "float32")
+    titles = (
+        "inputs",
+        "the tree in every process",
+        "partition",
+        "shared gradients",
+        "tiles",
+        "manifest",
+        "float32",
+        "a view from an object store",
+    )
     assert all(f"\n{title}\n" in printed for title in (*titles, "whole trainings"))
     assert "network_mb_s: 123" in printed
     assert torch.get_default_dtype() == torch.float32
