@@ -235,7 +235,7 @@ def request_rows(city: City, tree: Octree, inputs: Inputs) -> Iterator[dict[str,
     view = working_sets(city, tree, street_views(1))[0]
     megabytes = len(view) * node_bytes() / 1e6
     for levels in PACKS:
-        # the node on top of the file that holds each node; the last level is the last of its files, since most are there
+        # the node on top of the file that holds each node; the last level, which has most, is the last of its files
         pack = tree.keys >> 3 * ((tree.level - tree.num_levels) % levels)
         files, asked = torch.unique(pack), torch.unique(pack[view])
         whole = int(torch.isin(pack, asked).sum()) * node_bytes() / 1e6
