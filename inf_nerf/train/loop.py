@@ -100,6 +100,7 @@ def train(
     """
     config, progress, model = work.config, work.progress, work.model
     warm_up(work)
+    forget_traffic(work)
     saved_at = logged_at = time.monotonic()
     started = saved_at - progress.seconds
     saved_step, figures, last = progress.step, Figures(), math.inf if until is None else until
@@ -149,9 +150,8 @@ def train(
         if progress.step % config.train.log_every == 0:
             if work.rank == 0:
                 on_log(figures.row(progress, rate, time.monotonic() - logged_at, work))
-            logged_at, figures, work.gradients.traffic = time.monotonic(), Figures(), Traffic()
-            if work.exchange is not None:
-                work.exchange.traffic = Traffic()
+            logged_at, figures = time.monotonic(), Figures()
+            forget_traffic(work)
         if save and not work.gradients.pending:
             on_save(score_val(work))
             saved_at, saved_step, save = time.monotonic(), progress.step, False
@@ -183,6 +183,13 @@ def update(work: Work, agreed: dict[str, float], last: float = math.inf) -> floa
     work.optimiser.step(share, ~work.shared, appearance=False)
     work.gradients.finish()
     return work.optimiser.step(share, work.shared)
+
+
+def forget_traffic(work: Work) -> None:
+    """Count anew what the exchange with other ranks costs."""
+    work.gradients.traffic = Traffic()
+    if work.exchange is not None:
+        work.exchange.traffic = Traffic()
 
 
 def warm_up(work: Work) -> None:
