@@ -4,12 +4,15 @@
 """
 
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from inf_nerf.train.manifest import latest_checkpoint, read_manifest
 from tests.pipelines.disturbed import SAVE_EVERY, STEPS, Training, prepared_city
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -49,6 +52,13 @@ def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> flo
         training.close()
 
 
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def assert_every_step_once(training: Training) -> None:
     steps = [row["step"] for row in training.rows()]
     assert steps == sorted(set(steps))
@@ -71,3 +81,33 @@ def test_a_worker_that_is_killed_at_a_random_step_costs_nothing_but_time(
     assert step - saved <= SAVE_EVERY + 2  # rows come every second step
     assert_every_step_once(running)
     assert abs(running.psnr() - undisturbed) <= SAME_DB
+
+
+def test_a_driver_that_is_killed_is_followed_by_the_same_command_on_any_number_of_workers(
+    training: Callable[..., Training],
+) -> None:
+    first = training()
+    first.wait_for(lambda: first.step() > SAVE_EVERY + 4)
+    left, saved = first.workers(), first.saved()
+    first.process.kill()
+    first.process.wait()
+    second = training()  # at once: the workers of the first may still run
+    second.wait_for(lambda: len(second.workers()) == 2)
+    assert not any(is_alive(worker) for worker in left)
+    second.wait_for(lambda: second.saved() > saved)
+
+    beside = training()
+    assert "error: Another process is training in" in beside.end(2)
+
+    said = second.end(130, signal.SIGINT)
+    newest = latest_checkpoint(second.run_dir)
+    assert newest is not None and f"Stopped and saved {newest}; the same command continues from there." in said
+    assert read_manifest(newest)["num_workers"] == 2
+
+    third = training("train.num_workers=3", "train.cpus_per_worker=0.3")
+    third.end(0)
+    assert_every_step_once(third)
+    newest = latest_checkpoint(third.run_dir)
+    assert newest is not None
+    assert read_manifest(newest)["num_workers"] == 3
+    assert third.psnr() > 10
