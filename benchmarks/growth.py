@@ -33,7 +33,8 @@ from torch import Tensor
 
 from benchmarks.__main__ import describe_machine
 from benchmarks.pairing import Candidate, Case, Effort, measure, torch_threads
-from benchmarks.street_grid import StreetGrid, aerial_views, street_views
+from benchmarks.street_drive import Drive, drive
+from benchmarks.street_grid import StreetGrid, aerial_views, drive_views, street_views
 from inf_nerf.config import Config, OctreeConfig, load_config
 from inf_nerf.field.field import Field
 from inf_nerf.field.occupancy import Occupancy
@@ -57,6 +58,8 @@ STRIDE = 2  # every second pixel of a row and a column is followed
 BUNDLED = 33  # pixels of a row and of a column whose rays say what a view can ask
 SAMPLES = 200_000  # routed
 NEAREST_M = 1.0  # of the samples that are routed
+BUDGET = 128 << 20  # bytes of nodes that a renderer may hold
+DRIVE_VIEWS, DRIVE_STEP_M = 4, 12.0
 FITTED_FROM = 90  # nodes: the city of about a hundred is in
 TITLES = {
     "street": "street, seen",
@@ -86,6 +89,11 @@ class City:
     def half_m(self) -> float:
         """Half of the root cube's side in metres."""
         return self.grid.width_m / 2
+
+    @property
+    def near(self) -> float:
+        """What is nearer to a camera is not sampled, in scene units."""
+        return NEAREST_M / self.half_m
 
     @property
     def octree(self) -> OctreeConfig:
@@ -174,6 +182,7 @@ class Row:
     aerial: Count
     street_set: Count  # nodes that rays of the view can ask, hidden ones included: what a renderer loads
     aerial_set: Count
+    drive: Drive  # of a camera in the street, within BUDGET
     routing_ms: float  # SAMPLES of these views
     scattered_ms: float  # as many points anywhere on the city's surfaces, all answered on the last level
 
@@ -231,7 +240,7 @@ def measured(cities: Sequence[City], num_views: int, effort: Effort, own_process
         street, aerial = (look(city, poses(num_views)) for poses in (street_views, aerial_views))
         for name, drawn in (("view", routed_samples(city, [*street, *aerial])), ("scattered", scattered(city))):
             samples[name].append(Candidate(str(city), partial(route, built.tree, *drawn)))
-        counts = {
+        counts: dict[str, Any] = {
             name: Count.of([len(touched(built.tree, view)) for view in views])
             for name, views in (("street", street), ("aerial", aerial))
         }
@@ -239,6 +248,9 @@ def measured(cities: Sequence[City], num_views: int, effort: Effort, own_process
             f"{name}_set": Count.of([len(found) for found in working_sets(city, built.tree, poses(num_views))])
             for name, poses in (("street", street_views), ("aerial", aerial_views))
         }
+        config = laptop().model_copy(update={"sampler": laptop().sampler.model_copy(update={"near": city.near})})
+        cameras = city.cameras(drive_views(DRIVE_VIEWS, DRIVE_STEP_M))
+        counts["drive"] = drive(config, built.tree, cameras, BUDGET)
         measures = {
             name: getattr(built, name)
             for name in ("points", "build_s", "build_cpu_s", "build_peak_mb", "build_grown_mb")
@@ -320,13 +332,13 @@ def touched(tree: Octree, seen: Seen) -> Tensor:
 
 def working_sets(city: City, tree: Octree, poses_m: Tensor) -> list[Tensor]:
     """Nodes [n] of each view at poses [V, 3, 4] that its rays can ask, were there no surface; ascending."""
-    cameras, near = city.cameras(poses_m), NEAREST_M / city.half_m
+    cameras = city.cameras(poses_m)
     y, x = torch.meshgrid(_spread(HEIGHT), _spread(WIDTH), indexing="ij")
     xy = torch.stack([x.flatten(), y.flatten()], dim=1)
     found = []
     for view in range(len(poses_m)):
         rays = cameras.rays(torch.full((len(xy),), view), torch.zeros(len(xy), dtype=torch.int64), xy)
-        found.append(working_set(tree, Bundles.of(rays, laptop().octree.footprint_px), near=near))
+        found.append(working_set(tree, Bundles.of(rays, laptop().octree.footprint_px), near=city.near))
     return found
 
 
@@ -339,7 +351,7 @@ def routed_samples(city: City, seen: Sequence[Seen]) -> tuple[Tensor, Tensor]:
     rays, far = Rays.cat(view.rays for view in seen), torch.cat([view.distance for view in seen])
     ray = torch.randint(0, len(far), (SAMPLES,), generator=generator)
     rays, far = rays[ray], far[ray]
-    near = (NEAREST_M / city.half_m / far).clamp(max=1)
+    near = (city.near / far).clamp(max=1)
     distance = far * near ** torch.rand(SAMPLES, generator=generator)
     return rays.origin + rays.direction * distance[:, None], distance * rays.radius
 
@@ -367,13 +379,14 @@ def table(rows: Sequence[Row]) -> str:
     """All rows as text."""
     lines = [
         f"{'nodes':>8}{'levels':>7}{'city, m':>13}{'model MiB':>11}{'street':>8}{'aerial':>8}{'can ask':>13}"
-        f"{'routing ms':>12}{'scattered':>11}{'points':>12}{'build s':>9}{'of CPU':>8}{'peak MiB':>10}{'growth':>8}"
+        f"{'held MiB':>10}{'evicted':>9}{'routing ms':>12}{'scattered':>11}{'points':>12}{'build s':>9}{'of CPU':>8}"
+        f"{'peak MiB':>10}{'growth':>8}"
     ]
     for row in rows:
         size = f"{row.width_m:.0f} x {row.depth_m:.0f}"
         lines.append(
             f"{row.nodes:>8}{row.levels:>7}{size:>13}{row.model_mb:>11.0f}{row.street.mean:>8.1f}{row.aerial.mean:>8.1f}"
-            f"{row.street_set.mean:>7.0f}{row.aerial_set.mean:>6.0f}"
+            f"{row.street_set.mean:>7.0f}{row.aerial_set.mean:>6.0f}{row.drive.peak_mb:>10.0f}{row.drive.evicted:>9}"
             f"{row.routing_ms:>12.2f}{row.scattered_ms:>11.2f}{row.points:>12}{row.build_s:>9.2f}{row.build_cpu_s:>8.2f}"
             f"{row.build_peak_mb:>10.0f}{row.build_grown_mb:>8.0f}"
         )
@@ -413,6 +426,7 @@ def plot(rows: Sequence[Row], fits: dict[str, dict[str, Fit]], path: Path) -> No
         for name, title in TITLES.items():
             share = [getattr(row, name).mean * row.model_mb / row.nodes for row in rows]
             memory.plot(nodes, share, marker="o", label=title)
+        memory.plot(nodes, [row.drive.peak_mb for row in rows], "k--", label=f"held, budget {BUDGET >> 20} MiB")
         memory.set(title="MiB of node values", yscale="log")
         routing.plot(nodes, [row.routing_ms for row in rows], marker="o", label="of views")
         routing.plot(nodes, [row.scattered_ms for row in rows], marker="o", label="anywhere, on the last level")

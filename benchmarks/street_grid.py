@@ -89,6 +89,16 @@ def street_views(count: int) -> Tensor:
     return torch.from_numpy(np.stack(poses))
 
 
+def drive_views(count: int, metres: float) -> Tensor:
+    """Poses [V, 3, 4] of a camera that moves along its street through the middle, ``metres`` from view to view."""
+    pose = street_views(1)[0]
+    poses = pose.repeat(count, 1, 1)
+    steps = (torch.arange(count, dtype=torch.float64) - (count - 1) / 2) * metres
+    along = torch.where(pose[:2, 2].abs() > 0.5, torch.sign(pose[:2, 2]), 0.0)
+    poses[:, :2, 3] += steps[:, None] * along
+    return poses
+
+
 def aerial_views(count: int) -> Tensor:
     """Poses [V, 3, 4] of drones around the middle that look 20 degrees below the horizon, which they see."""
     draw = np.random.default_rng(1)

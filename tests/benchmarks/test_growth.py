@@ -123,6 +123,7 @@ def test_the_command_prints_writes_and_draws(
     printed = capsys.readouterr().out
     for row in content["cities"]:
         assert str(row["nodes"]) in printed and row["routing_ms"] > 0 and row["scattered_ms"] > 0
+        assert 0 < row["drive"]["peak_mb"] <= growth.BUDGET / 2**20 and row["drive"]["parts"] >= 1
         assert row["street"]["most"] <= row["street_set"]["most"] <= row["nodes"]
         assert 0 < row["street"]["least"] <= row["street"]["mean"] <= row["street"]["most"] <= row["nodes"]
     assert "log10(n)" in printed and "R^2" in printed
