@@ -148,6 +148,14 @@ def train(
     resume: Annotated[
         str | None, typer.Option(help="'latest' or a checkpoint directory to start from, e.g. of another run.")
     ] = None,
+    subtree: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NODE",
+            help="Train only the subtree of a node, e.g. r05, again, and leave all else as it is (train.subtree); with "
+            "--resume.",
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps in all (train.steps).")] = None,
     lr: Annotated[float | None, typer.Option(help="Initial learning rate (train.lr_init).")] = None,
     batch_size: Annotated[
@@ -167,6 +175,7 @@ def train(
     _start_logging(log_level)
     flags = {
         "train.num_workers": workers,
+        "train.subtree": subtree,
         "train.steps": steps,
         "train.lr_init": lr,
         "train.batch_size": batch_size,

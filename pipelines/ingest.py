@@ -28,6 +28,7 @@ from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 from inf_nerf.octree.partition import Partition
 from inf_nerf.octree.tiles import IDENTITY_KEY, TILE_SCHEMA, tile_file
+from inf_nerf.octree.topology import is_below, key_of
 from pipelines.prepare import read_prepared
 from pipelines.ray_session import check_workers_fit, session_cpus, start_ray
 
@@ -93,7 +94,10 @@ class OwnedTiles(ray.train.DataConfig):
         shards: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
         partition = self._partition_of(world_size)
         for name, files in datasets.items():
-            for shard, tiles in zip(shards, tile_ranks(self._tables[name], partition), strict=True):
+            split, _, turn = name.partition("-")
+            first = int(turn or 0) * world_size
+            parts = tile_ranks(self._tables[split], partition)[first : first + world_size]
+            for shard, tiles in zip(shards, parts, strict=False):  # none for a turn that so many ranks do without
                 read = files.map_batches(partial(read_tiles, tiles=tiles), batch_format="pyarrow", batch_size=None)
                 read.context.execution_options.preserve_order = True
                 shard[name] = read.iterator()
@@ -105,24 +109,45 @@ def datasets_for(
 ) -> tuple[dict[str, Dataset | DataIterator], OwnedTiles]:
     """What a TorchTrainer needs to feed any number of ranks: its ``datasets`` and its ``dataset_config``.
 
-    The datasets are ``train`` and, where there are val photos, ``val``.  With 0 workers (local mode) Ray Train hands
+    The datasets are ``train`` and, where there are val photos, ``val``, and once more for each further turn
+    (:func:`shard_name`).  With 0 workers (local mode) Ray Train hands
     ``datasets`` to the training function as they are, so they are already the iterators of the one rank.
     """
     prepared = read_prepared(run_dir)
     start_ray(session_cpus(config))
     check_workers_fit(config)
+    num_ranks = config.train.least_workers
+    num_turns = partition_of(num_ranks).num_ranks // num_ranks  # with more workers there are fewer
     datasets: dict[str, Dataset] = {}
     tables: dict[str, pa.Table] = {}
     for split, photos in (("train", prepared.scene.train), ("val", prepared.scene.val)):
         if not photos:
             continue  # Ray Data makes no dataset of nothing
         files = [tile_file(run_dir.resolve(), photo) for photo in photos]
-        tables[split] = read_tile_table(files, prepared.identity)
-        datasets[split] = tile_files(files)
+        tables[split] = that_see(config.train.subtree, read_tile_table(files, prepared.identity))
+        listed = tile_files(files)
+        datasets |= {shard_name(split, turn): listed for turn in range(num_turns)}
+    if len(tables["train"]) == 0:
+        raise InputError(f"No photo sees the subtree {config.train.subtree}; name another --subtree.")
     owned = OwnedTiles(tables, partition_of)
     if config.train.num_workers == 0:
         return dict(owned.configure(datasets, 1, None, None)[0]), owned
     return dict(datasets), owned
+
+
+def shard_name(split: str, turn: int) -> str:
+    """Name of a rank's shard for a split and a turn."""
+    return f"{split}-{turn}" if turn else split
+
+
+def that_see(subtree: str | None, tile_table: pa.Table) -> pa.Table:
+    """The tiles that see a node of the subtree with this name; all of them if there is none."""
+    if subtree is None:
+        return tile_table
+    nodes = tile_table["nodes"].combine_chunks()
+    row = np.repeat(np.arange(len(tile_table)), nodes.value_lengths().to_numpy())
+    inside = is_below(torch.from_numpy(nodes.flatten().to_numpy().copy()), key_of(subtree)).numpy()
+    return tile_table.take(pa.array(np.unique(row[inside])))
 
 
 def tile_batches(shard: DataIterator) -> Callable[[], Iterator[pa.Table]]:

@@ -17,6 +17,8 @@ from pipelines import prepare
 # keys that may differ between the parts of one run: they do not change what is learned
 OPERATIONAL = ("tracking.", "render.", "eval.", "train.num_workers", "train.cpus_per_worker", "train.gpus_per_worker")
 OPERATIONAL += (
+    "train.node_memory_mb",
+    "train.turn_steps",
     "field.backend",
     "train.log_every",
     "train.save_",
@@ -62,6 +64,18 @@ def starting_point(config: Config, run_dir: Path, resume: str | None) -> Path | 
     if resume != "latest":
         verify_files(start)
     return start
+
+
+def budget_from(config: Config, start: Path | None) -> tuple[int, float]:
+    """Step and seconds at which the budget of a training begins that goes on from ``start``: at 0, but for a subtree
+    that is trained again at ``start``, unless ``start`` is in the middle of doing that."""
+    if start is None or config.train.subtree is None:
+        return 0, 0.0
+    manifest = read_manifest(start)
+    if config_of(start, manifest).train.subtree == config.train.subtree and not manifest["complete"]:
+        step, seconds = manifest["budget_from"]
+        return step, seconds
+    return manifest["step"], manifest["seconds"]
 
 
 def refuse_unfit(start: Path, prepared: prepare.Prepared, run_dir: Path) -> None:

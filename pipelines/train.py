@@ -18,9 +18,10 @@ from types import FrameType
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 from inf_nerf.files import write_atomic
-from inf_nerf.octree.partition import Partition, make_partition
+from inf_nerf.octree.partition import Partition
 from inf_nerf.train.evaluation import require_test_photos
 from inf_nerf.train.manifest import clear_leftovers, latest_checkpoint, read_manifest, set_aside_damaged
+from inf_nerf.train.turns import partition_in_turns
 from pipelines import evaluate, prepare
 from pipelines.attempts import ATTEMPT, fit
 from pipelines.progress import METRICS_FILE, TrainingProgress, forget_rows_after
@@ -49,6 +50,11 @@ def _run(config: Config, run_dir: Path, data_root: Path | None, resume: str | No
     if resume in (None, "latest"):
         set_aside_damaged(run_dir)
     start = starting_point(config, run_dir, resume)
+    if config.train.subtree is not None and start is None:
+        raise InputError(
+            f"train.subtree={config.train.subtree} trains a part of a trained model again, and {run_dir} holds none; "
+            "name a checkpoint or another run with --resume."
+        )
     tracker = Tracker(config, run_dir)
     if start is not None and resume is None and read_manifest(start)["complete"]:
         print(f"{run_dir} is already trained ({read_manifest(start)['step']} steps); nothing to train.")
@@ -71,7 +77,8 @@ def _run(config: Config, run_dir: Path, data_root: Path | None, resume: str | No
     write_atomic(run_dir / prepare.CONFIG_FILE, config.to_yaml())
 
     # for as many ranks as Ray will have started
-    partition_of = partial(make_partition, prepared.octree, shared_upper_levels=config.train.shared_upper_levels)
+    partition_of = partial(partition_in_turns, config, prepared.octree)
+    partition_of(config.train.least_workers)  # a subtree that is not there, or too little memory, is said now
     with tracker:
         tracker.log_octree(prepared.octree)
         code = _fit_and_follow(config, run_dir, partition_of, start, tracker)

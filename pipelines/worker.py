@@ -8,8 +8,10 @@ where the others, whose collectives end with it, find it.
 """
 
 import contextlib
+import gc
 import json
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,14 @@ from inf_nerf.train.assembly import assemble
 from inf_nerf.train.checkpoint import restore, save_checkpoint
 from inf_nerf.train.loop import Work
 from inf_nerf.train.loop import train as train_loop
-from inf_nerf.train.manifest import DamagedError, latest_checkpoint, set_aside
+from inf_nerf.train.manifest import DamagedError, latest_checkpoint, read_manifest, set_aside
 from inf_nerf.train.reservoir import TileBatches
 from inf_nerf.train.shared_gradients import of_first_rank, on_all_ranks
+from inf_nerf.train.turns import Turns
 from pipelines import prepare
-from pipelines.ingest import tile_batches
+from pipelines.ingest import shard_name, tile_batches
 from pipelines.progress import METRICS_FILE, forget_rows_after
+from pipelines.resume import budget_from
 from pipelines.run_lock import at_work
 
 STOP_FILE = "stop"
@@ -68,9 +72,29 @@ def _train(settings: dict[str, Any]) -> None:
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(settings["threads"])
     device = ray.train.torch.get_device() if config.train.gpus_per_worker else torch.device("cpu")
+    prepared = on_all_ranks(lambda: prepare.read_prepared(run_dir))
+    turns = Turns(settings["partition_of"](num_ranks), num_ranks, config.train.turn_steps)
+    idle_since: float | None = None
+    while not _take_turn(settings, prepared, turns, rank, device, idle_since):
+        idle_since = time.monotonic()
+        gc.collect()  # what the turn held is gone before the next one needs its place
+
+
+def _take_turn(
+    settings: dict[str, Any],
+    prepared: prepare.Prepared,
+    turns: Turns,
+    rank: int,
+    device: torch.device,
+    idle_since: float | None,
+) -> bool:
+    """Train from the newest checkpoint to the end of the turn; True if the training ends with it."""
+    config, run_dir = settings["config"], settings["run_dir"]
     metrics = run_dir / METRICS_FILE
-    prepared, work = on_all_ranks(lambda: _at_step_0(settings, rank, num_ranks, device))
-    _take_up_newest(work, run_dir, settings["start"])
+    ready = partial(_ready, settings, prepared, turns, rank, device)
+    work = _from_newest(run_dir, settings["start"], rank, ready)
+    if idle_since is not None:  # to change turns takes time of the budget
+        work.progress.seconds += time.monotonic() - idle_since
     if rank == 0:
         forget_rows_after(metrics, work.progress.step)  # of an attempt that lost a worker
 
@@ -83,41 +107,48 @@ def _train(settings: dict[str, Any]) -> None:
         path = save_checkpoint(run_dir, work, prepared.scene, prepared.octree, prepared.identity, val_psnr, complete)
         ray.train.report({"step": work.progress.step, "val_psnr": val_psnr, "checkpoint_path": str(path)})
 
-    train_loop(work, on_log, on_save, _StopFile(run_dir).requested)
+    until = turns.end(work.progress.step)
+    return train_loop(work, on_log, on_save, _StopFile(run_dir).requested, until) or work.stopped
 
 
-def _at_step_0(
-    settings: dict[str, Any], rank: int, num_ranks: int, device: torch.device
-) -> tuple[prepare.Prepared, Work]:
-    prepared = prepare.read_prepared(settings["run_dir"])
-    shards = {name: _shard(name) for name in settings["datasets"]}
-    work = assemble(
-        settings["config"],
-        prepared.scene,
-        prepared.octree,
-        settings["partition_of"](num_ranks),
-        rank,
-        shards["train"],
-        shards.get("val"),
-        prepared.mean_colour,
-        device,
-    )
-    return prepared, work
-
-
-def _take_up_newest(work: Work, run_dir: Path, start: Path | None) -> None:
-    """Continue from the newest checkpoint of which every rank can read its part, else from ``start``.
+def _from_newest(run_dir: Path, begun: Path | None, rank: int, ready: Callable[[Path | None], Work]) -> Work:
+    """Continue from the newest checkpoint of which every rank can read its part, else from where the training began.
 
     The driver has verified the one that it found; Ray calls again after a worker was lost.
     """
     while (newest := of_first_rank(lambda: latest_checkpoint(run_dir))) is not None:
         try:
-            return on_all_ranks(partial(restore, work, newest))
+            return on_all_ranks(partial(ready, newest))
         except DamagedError as error:
-            if work.rank == 0:
+            if rank == 0:
                 set_aside(newest, error)
-    if start is not None and start.is_dir():
-        on_all_ranks(partial(restore, work, start))
+    return on_all_ranks(partial(ready, begun if begun is not None and begun.is_dir() else None))
+
+
+def _ready(
+    settings: dict[str, Any],
+    prepared: prepare.Prepared,
+    turns: Turns,
+    rank: int,
+    device: torch.device,
+    start: Path | None,
+) -> Work:
+    """One rank's training where the checkpoint ``start`` left it, in the turn that then follows; None: at step 0."""
+    config, begun = settings["config"], settings["start"]
+    manifest = read_manifest(start) if start is not None else None
+    turn = turns.at(manifest["step"]) if manifest else 0
+    shards = {split: _shard(shard_name(split, turn)) for split in ("train", "val") if split in settings["datasets"]}
+    scene, octree, colour = prepared.scene, prepared.octree, prepared.mean_colour
+    tiles = shards["train"], shards.get("val")
+    work = assemble(config, scene, octree, turns.partition, rank, *tiles, colour, device, turn, turns.num_turns)
+    if start is None or manifest is None:
+        work.reservoir.fill()
+        return work
+    restore(work, start)
+    is_begun = begun is not None and start.resolve() == begun.resolve()
+    step, seconds = budget_from(config, start) if is_begun else manifest["budget_from"]
+    work.progress.budget_from = (step, seconds)
+    return work
 
 
 def _give_up(run_dir: Path, sentence: str) -> str:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 from inf_nerf.field.field import node_parameters
-from inf_nerf.octree.partition import Partition
+from inf_nerf.octree.partition import Partition, branch, make_partition
+from inf_nerf.octree.topology import Octree
 
 MIB = 1 << 20
 BYTES_PER_PARAMETER = 16  # value, gradient and two moments, float32
@@ -48,6 +49,21 @@ def node_bytes(config: Config) -> int:
     """Memory that a node takes while it is trained."""
     cells = config.sampler.occupancy_res**3
     return node_parameters(config.field) * BYTES_PER_PARAMETER + cells * BYTES_PER_CELL
+
+
+def partition_in_turns(config: Config, octree: Octree, num_ranks: int) -> Partition:
+    """The tree, or the branch of it that ``train.subtree`` names, in as many parts for each rank as it takes turns.
+
+    Raises :class:`InputError` as :func:`plan_turns` and :func:`inf_nerf.octree.partition.branch` do.
+    """
+    subtree, levels = config.train.subtree, config.train.shared_upper_levels
+
+    def partition_into(num_parts: int) -> Partition:
+        if subtree is None:
+            return make_partition(octree, num_parts, levels)
+        return make_partition(*branch(octree, subtree, num_parts, levels))
+
+    return plan_turns(config, partition_into, num_ranks).partition
 
 
 def plan_turns(config: Config, partition_into: Callable[[int], Partition], num_ranks: int) -> Turns:

@@ -5,6 +5,7 @@ The workers' function runs in this process on the tiles of one rank; real Ray wo
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -22,11 +23,13 @@ from inf_nerf.config import Config, load_config
 from inf_nerf.errors import InputError
 from inf_nerf.octree.partition import Partition
 from inf_nerf.octree.tiles import tile_file
+from inf_nerf.octree.topology import key_name
 from inf_nerf.train import loop
-from inf_nerf.train.manifest import MANIFEST, digest_of, latest_checkpoint
+from inf_nerf.train.manifest import MANIFEST, digest_of, latest_checkpoint, read_manifest
 from inf_nerf.train.reservoir import RayBatch, TileBatches
+from inf_nerf.train.turns import MIB, node_bytes
 from pipelines import prepare, synth, train, worker
-from pipelines.ingest import read_tile_table, read_tiles, tile_ranks
+from pipelines.ingest import read_tile_table, read_tiles, that_see, tile_ranks
 from pipelines.run_lock import run_lock
 
 SETTINGS = [
@@ -55,8 +58,10 @@ def fit_here(config: Config, run_dir: Path, partition_of: Callable[[int], Partit
     prepared = prepare.read_prepared(run_dir)
 
     def shard(name: str) -> TileBatches:
-        files = [tile_file(run_dir, photo) for photo in getattr(prepared.scene, name)]
-        (tiles,) = tile_ranks(read_tile_table(files, prepared.identity), partition_of(1))
+        split, _, turn = name.partition("-")
+        files = [tile_file(run_dir, photo) for photo in getattr(prepared.scene, split)]
+        table = that_see(config.train.subtree, read_tile_table(files, prepared.identity))
+        tiles = tile_ranks(table, partition_of(1))[int(turn or 0)]
         return lambda: read_tiles(pa.table({"file": [str(file) for file in files]}), tiles)
 
     settings = {"config": config, "run_dir": run_dir, "partition_of": partition_of, "start": start, "threads": 1}
@@ -164,6 +169,67 @@ def test_a_checkpoint_of_another_run_starts_this_one(trained: Path, photos: Path
     assert steps(tmp_path / "second") == [3]
     with pytest.raises(InputError, match="has checkpoints of its own"):
         train.run(changed("train.steps=9"), tmp_path / "second", resume=start)
+
+
+def hashes(run_dir: Path, step: int) -> dict[str, str]:
+    files = read_manifest(run_dir / f"checkpoints/{step:08d}")["files"]
+    return {name: entry["sha256"] for name, entry in files.items()}
+
+
+def test_what_does_not_fit_is_trained_in_turns_and_a_cap_that_is_too_small_is_refused_first(
+    photos: Path, tmp_path: Path
+) -> None:
+    prepare.run(CONFIG, photos, tmp_path / "run")
+    before = content(tmp_path / "run")
+    with pytest.raises(InputError, match=r"train\.node_memory_mb is 0\.01, but .* take \d"):
+        train.run(changed("train.node_memory_mb=0.01"), tmp_path / "run")
+    assert content(tmp_path / "run").keys() - before.keys() <= {".lock", ".workers"}
+    octree = prepare.read_prepared(tmp_path / "run").octree
+    cap = node_bytes(CONFIG) * octree.num_nodes / MIB  # one less than with the background
+    in_turns = changed(f"train.node_memory_mb={cap}", "train.turn_steps=1")
+    assert train.run(in_turns, tmp_path / "run") == 0
+    assert steps(tmp_path / "run") == [1, 2, 3, 4]
+    first, second, last = (hashes(tmp_path / "run", step) for step in (1, 2, 4))
+    assert len(first) < len(second) == len(last)
+    assert sum(name.startswith("nodes/") for name in last) == octree.num_nodes + 1
+    # the same command, with other turns or none, goes on with it
+    assert train.run(changed("train.steps=6"), tmp_path / "run", resume="latest") == 0
+
+
+def test_a_subtree_is_trained_again_and_the_rest_is_the_same_to_the_byte(trained: Path) -> None:
+    name = key_name(int(prepare.read_prepared(trained).octree.keys[1]))
+    again = changed(f"train.subtree={name}", "train.steps=3")
+    with pytest.raises(InputError, match=r"train\.subtree is .* or --resume latest to change the training"):
+        train.run(changed(f"train.subtree={name}"), trained)
+    with pytest.raises(InputError, match="The tree has no node r0123; the nearest one above it is r"):
+        train.run(changed("train.subtree=r0123", "train.steps=3"), trained, resume="latest")
+    assert train.run(again, trained, resume="latest") == 0
+    assert steps(trained)[-3:] == [5, 6, 7]  # the budget counts from there
+    before, after = hashes(trained, 4), hashes(trained, 7)
+    changed_files = {
+        file for file in before if file.startswith(("nodes", "optimiser", "shared")) and before[file] != after[file]
+    }
+    assert changed_files == {f"nodes/{name}.safetensors", f"optimiser/{name}.safetensors"}
+    assert read_manifest(trained / "checkpoints/00000007")["complete"]
+    assert train.run(again, trained) == 0  # there is nothing left to do
+    assert train.run(again, trained, resume="latest") == 0  # once more
+    assert steps(trained)[-3:] == [8, 9, 10]
+
+
+def test_an_interrupted_training_of_a_subtree_goes_on_with_its_budget(trained: Path) -> None:
+    name = key_name(int(prepare.read_prepared(trained).octree.keys[1]))
+    again = changed(f"train.subtree={name}", "train.steps=4", "train.save_every=2")
+    assert train.run(again, trained, resume="latest") == 0
+    for path in (trained / "checkpoints").glob("0000000[78]*"):
+        shutil.rmtree(path)  # as if it had been stopped at step 6
+    assert train.run(again, trained, resume="latest") == 0
+    assert steps(trained)[-2:] == [7, 8]
+    assert read_manifest(trained / "checkpoints/00000008")["budget_from"][0] == 4
+
+
+def test_a_subtree_needs_a_trained_model(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"train\.subtree=r0 trains a part of a trained model again, .* --resume\.$"):
+        train.run(changed("train.subtree=r0"), tmp_path / "run", data_root=photos)
 
 
 def test_what_interrupted_runs_left_is_cleared_away(trained: Path) -> None:

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 
 from inf_nerf.errors import InputError
-from inf_nerf.train.checkpoint import save_checkpoint
+from inf_nerf.train.checkpoint import restore, save_checkpoint
+from inf_nerf.train.loop import Work
 from pipelines import worker
 from tests.train.ranks import run_ranks
 from tests.train.tiny import tiny_config, tiny_octree, tiny_scene, tiny_work
@@ -84,7 +85,13 @@ def damaged_for_one(rank: int, where: Path) -> tuple[int, list[str]]:
     if rank == 1:
         (newest / "ranks/1-of-2.json").unlink()  # it may be linked with the one before
         (newest / "ranks/1-of-2.json").write_bytes(b"{")
-    worker._take_up_newest(work, where, None)
+
+    def ready(start: Path | None) -> Work:
+        assert start is not None
+        restore(work, start)
+        return work
+
+    worker._from_newest(where, None, rank, ready)
     return work.progress.step, sorted(path.name.partition("-")[0] for path in newest.parent.iterdir())
 
 
