@@ -1,4 +1,4 @@
-"""What a training survives, shown on real Ray workers: kills, standstills, interrupts, a lost node, another driver.
+"""What a training survives, shown on real Ray workers: kills, interrupts, another driver.
 
 `docs/reliability.md` lists what is promised; the tests of saves, resuming and preparing show the rest without Ray.
 """
@@ -111,3 +111,25 @@ def test_a_driver_that_is_killed_is_followed_by_the_same_command_on_any_number_o
     assert newest is not None
     assert read_manifest(newest)["num_workers"] == 3
     assert third.psnr() > 10
+
+
+def test_signals_before_the_first_step_and_in_a_save_save_first_and_the_same_command_goes_on(
+    training: Callable[..., Training],
+) -> None:
+    run = training()
+    run.wait_for(run.workers)
+    assert run.step() == 0
+    run.end(130, signal.SIGINT)  # before the first step
+    assert run.saved() >= 1
+
+    run = training("train.save_every=1")
+    run.wait_for(lambda: list((run.run_dir / "checkpoints").glob("*.partial")))
+    run.end(143, signal.SIGTERM)  # in a save
+    saved = run.saved()
+    assert saved > 1
+    assert not list((run.run_dir / "checkpoints").glob("*.partial"))
+
+    run = training()
+    run.end(0)
+    assert run.psnr() > 10
+    assert_every_step_once(run)
