@@ -52,6 +52,11 @@ def assemble(
             "train.foreign is 'exchange', but the nodes do not fit in train.node_memory_mb at once, and nobody could "
             "answer for those that wait for their turn; raise it or set train.foreign=discount."
         )
+    if exchanges and config.train.subtree is not None:
+        raise InputError(
+            "train.foreign is 'exchange', but with train.subtree nobody holds the nodes around the subtree; set "
+            "train.foreign=discount."
+        )
     part = turn * num_ranks + rank
     local = partition.octree(full, part).to(device)
     model = Model(
