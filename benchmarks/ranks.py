@@ -28,7 +28,7 @@ from inf_nerf.render.parallel import available_cores
 from inf_nerf.train.manifest import latest_checkpoint
 from inf_nerf.train.opened import Checkpoint, load_checkpoint
 
-PREPARED = ("octree.safetensors", "run.json", "scene.json", "scene.safetensors", "sources.json", "tiles")
+PREPARED = ("config.yaml", "octree.safetensors", "run.json", "scene.json", "scene.safetensors", "sources.json", "tiles")
 LEAST_TOLERANCE = 0.15  # dB
 FOREIGN = ("discount", "exchange")
 
