@@ -25,6 +25,7 @@ from pipelines.worker import train_worker
 log = logging.getLogger(__name__)
 
 ATTEMPT = "attempt-"  # Ray's records of one start of a training
+ANSWER_SECONDS = 120.0  # that a worker may take to answer Ray at least: it imports and compiles when it starts
 
 
 def fit(config: Config, run_dir: Path, partition_of: Callable[[int], Partition], start: Path | None) -> None:
@@ -47,8 +48,9 @@ def fit(config: Config, run_dir: Path, partition_of: Callable[[int], Partition],
 
 def _attempt(config: Config, run_dir: Path, partition_of: Callable[[int], Partition], start: Path | None) -> Result:
     train = config.train
-    # a worker that stands still is lost to Ray as soon as it is to its peers
-    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(train.collective_timeout_seconds))
+    # peers notice one that stands still in a collective; Ray notices any other, but not one that is slow to start
+    patience = max(ANSWER_SECONDS, train.collective_timeout_seconds)
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(patience))
     datasets, data_config = datasets_for(config, run_dir, partition_of)
     trainer = TorchTrainer(
         train_worker,
