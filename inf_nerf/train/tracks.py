@@ -32,7 +32,7 @@ class Tracks:
         trained[torch.tensor(scene.train, dtype=torch.int64)] = True
         distance = (points.xyz[point] - scene.cameras.centre[points.track_photo]).norm(dim=1)
         keep = torch.nonzero(usable_point[point] & trained[points.track_photo] & (distance > near)).squeeze(1)
-        error = points.error[point[keep]]
+        error = points.error[point[keep]].clamp_min(0)  # COLMAP writes -1 where it computed none
         return Tracks(scene, points.track_photo[keep], points.track_xy[keep], distance[keep], 1 / (1 + error))
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Rays, Tensor, Tensor]:

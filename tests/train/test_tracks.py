@@ -57,6 +57,13 @@ def test_weight_falls_with_the_reprojection_error() -> None:
     assert float(found.weight[-1]) < 0.3
 
 
+def test_errors_that_colmap_did_not_compute_count_as_none() -> None:
+    scene = tiny_scene()
+    errors = torch.full((len(scene.points),), -1.0)
+    found = Tracks.of(replace(scene, points=replace(scene.points, error=errors)), tiny_octree(), 1.0, NEAR)
+    assert bool((found.weight == 1).all())
+
+
 def test_every_observation_belongs_to_the_rank_of_its_node() -> None:
     scene, octree = tiny_scene(), tiny_octree()
     partition = make_partition(octree, 2, 1)
