@@ -1,4 +1,4 @@
-"""What a training survives, shown on real Ray workers: kills, interrupts, another driver.
+"""What a training survives, shown on real Ray workers: kills, standstills, interrupts, another driver.
 
 `docs/reliability.md` lists what is promised; the tests of saves, resuming and preparing show the rest without Ray.
 """
@@ -81,6 +81,24 @@ def test_a_worker_that_is_killed_at_a_random_step_costs_nothing_but_time(
     assert step - saved <= SAVE_EVERY + 2  # rows come every second step
     assert_every_step_once(running)
     assert abs(running.psnr() - undisturbed) <= SAME_DB
+
+
+def test_a_worker_that_stands_still_in_a_collective_is_replaced_within_its_timeout(
+    training: Callable[..., Training],
+) -> None:
+    running = training("train.collective_timeout_seconds=30")
+    running.wait_for(lambda: running.step() >= STEPS // 3)
+    before, saved = running.workers(), running.saved()
+    before[-1].send_signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    running.wait_for(lambda: not any(is_alive(worker) for worker in before))
+    noticed, last = time.monotonic() - stopped, running.step()
+    running.end(0)
+    print(f"both workers ended after {noticed:.0f} s; went on from step {saved} of {last}")
+    assert noticed < 150  # half a minute, and Ray's patience with a worker that does not answer
+    assert last - saved <= SAVE_EVERY + 2
+    assert_every_step_once(running)
+    assert running.psnr() > 10
 
 
 def test_a_driver_that_is_killed_is_followed_by_the_same_command_on_any_number_of_workers(
