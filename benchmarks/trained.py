@@ -27,7 +27,6 @@ from torch.profiler import ProfilerActivity, profile
 from inf_nerf.config import Config, load_config
 from inf_nerf.errors import InputError
 from inf_nerf.files import write_atomic
-from inf_nerf.octree.partition import make_partition
 from inf_nerf.octree.tiles import tile_file
 from inf_nerf.render.images import chunk_rays, render_image
 from inf_nerf.render.parallel import available_cores
@@ -39,7 +38,8 @@ from inf_nerf.train.loop import Work, forward
 from inf_nerf.train.manifest import latest_checkpoint
 from inf_nerf.train.opened import Checkpoint, load_checkpoint
 from inf_nerf.train.reservoir import TileBatches
-from pipelines.ingest import read_tile_table, read_tiles, tile_ranks
+from pipelines.division import Dealing, tile_tables
+from pipelines.ingest import read_tiles
 from pipelines.prepare import CONFIG_FILE, Prepared, read_prepared
 from pipelines.render import ZOOM_END
 
@@ -81,13 +81,21 @@ def work_of(run_dir: Path, checkpoint: Path) -> Work:
     train = saved.train.model_copy(update={"batch_size": max(1, saved.train.batch_size // 2)})
     config: Config = saved.model_copy(update={"train": train})
     prepared = read_prepared(run_dir)
-    partition = make_partition(prepared.octree, 1, 1)
+    dealing = Dealing.of(config, prepared.octree, tile_tables(run_dir, prepared))
     files = [tile_file(run_dir, photo) for photo in prepared.scene.train]
-    (tiles,) = tile_ranks(read_tile_table(files, prepared.identity), partition)
+    (tiles,) = dealing.tiles(1)["train"]
     names = pa.table({"file": [str(file) for file in files]})
     stream: TileBatches = lambda: read_tiles(names, tiles)  # noqa: E731
     work = assemble(
-        config, prepared.scene, prepared.octree, partition, 0, stream, None, prepared.mean_colour, device="cpu"
+        config,
+        prepared.scene,
+        prepared.octree,
+        dealing.partition_of(1),
+        0,
+        stream,
+        None,
+        prepared.mean_colour,
+        device="cpu",
     )
     restore(work, checkpoint)
     return work

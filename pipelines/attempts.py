@@ -7,7 +7,6 @@ such as a node that is lost while workers start, ends its attempt; it is followe
 import logging
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -17,8 +16,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
-from inf_nerf.octree.partition import Partition
 from inf_nerf.render.parallel import available_cores
+from pipelines.division import Dealing
 from pipelines.ingest import datasets_for
 from pipelines.worker import train_worker
 
@@ -28,12 +27,12 @@ ATTEMPT = "attempt-"  # Ray's records of one start of a training
 ANSWER_SECONDS = 120.0  # that a worker may take to answer Ray at least: it imports and compiles when it starts
 
 
-def fit(config: Config, run_dir: Path, partition_of: Callable[[int], Partition], start: Path | None) -> None:
+def fit(config: Config, run_dir: Path, dealing: Dealing, start: Path | None) -> None:
     """Train to the end of the budget or a stop; raises :class:`InputError` where no attempt gets there."""
     failures = 0
     while True:
         try:
-            problem = _attempt(config, run_dir, partition_of, start).return_value
+            problem = _attempt(config, run_dir, dealing, start).return_value
             break
         except ControllerError as error:
             failures += 1
@@ -46,18 +45,19 @@ def fit(config: Config, run_dir: Path, partition_of: Callable[[int], Partition],
         raise InputError(problem)
 
 
-def _attempt(config: Config, run_dir: Path, partition_of: Callable[[int], Partition], start: Path | None) -> Result:
+def _attempt(config: Config, run_dir: Path, dealing: Dealing, start: Path | None) -> Result:
     train = config.train
     # peers notice one that stands still in a collective; Ray notices any other, but not one that is slow to start
     patience = max(ANSWER_SECONDS, train.collective_timeout_seconds)
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(patience))
-    datasets, data_config = datasets_for(config, run_dir, partition_of)
+    datasets, data_config = datasets_for(config, run_dir, dealing)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
             "config": config,
             "run_dir": run_dir,
-            "partition_of": partition_of,
+            "partition_of": dealing.partition_of,
+            "loads_of": {count: dealing.loads(count) for count in range(train.least_workers, train.most_workers + 1)},
             "start": start,
             "datasets": tuple(datasets),
             "threads": available_cores() if train.num_workers == 0 else max(1, int(train.cpus_per_worker)),

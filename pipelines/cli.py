@@ -135,6 +135,31 @@ def prepare(
 
 
 @app.command()
+def plan(
+    config: ConfigFile = None,
+    data_root: Annotated[Path | None, typer.Option("--data-root", help="As for prepare.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", help="A run directory; if it is prepared, its tiles are read.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Ray Train workers (train.num_workers).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    overrides: Overrides = None,
+    log_level: Level = LogLevel.INFO,
+) -> None:
+    """Say what a training will need before it runs: tree, memory of each worker, disk, hours.
+
+    Decodes two photos and trains for some seconds to learn what a step costs on this machine; writes nothing.
+
+    Example: `inf-nerf plan --config configs/laptop.yaml --data-root photos --workers 4`
+    """
+    _start_logging(log_level)
+    settings = _configure(config, overrides, {"train.num_workers": workers}, output_dir)
+    from pipelines import plan as stage
+
+    stage.run(settings, data_root, output_dir, as_json)
+
+
+@app.command()
 def train(
     output_dir: RunDirectory,
     config: ConfigFile = None,

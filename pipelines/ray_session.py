@@ -51,6 +51,12 @@ def check_workers_fit(config: Config) -> None:
         log.warning("%s that the cluster has now; training starts when it has grown.", found)
 
 
+def object_store_bytes() -> int:
+    """Most shared memory that a Ray of our own takes for its object store."""
+    least, most = OBJECT_STORE_BYTES
+    return min(max(int(psutil.virtual_memory().total * OBJECT_STORE_SHARE), least), most)
+
+
 def start_ray(num_cpus: int | None = None) -> None:
     """Join the cluster named by RAY_ADDRESS or start a quiet Ray on this machine; does nothing if one is running.
 
@@ -62,13 +68,12 @@ def start_ray(num_cpus: int | None = None) -> None:
         if on_cluster():
             ray.init(logging_level=logging.ERROR, log_to_driver=False)
         else:
-            least, most = OBJECT_STORE_BYTES
             ray.init(
                 address="local",
                 num_cpus=num_cpus or CPUS_PER_CORE * available_cores(),
                 # Without the dashboard's agent Ray Train prints an error every second.
                 include_dashboard=True,
-                object_store_memory=min(max(int(psutil.virtual_memory().total * OBJECT_STORE_SHARE), least), most),
+                object_store_memory=object_store_bytes(),
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )

@@ -120,6 +120,11 @@ class Tracker:
         self._log_numbers({"octree": summary}, step=0)
         self._write(lambda client, run: client.log_dict(run, summary, "octree.json"))
 
+    def log_division(self, description: Mapping[str, Any]) -> None:
+        """How nodes and tiles are divided among workers, as metrics ``division/...`` and whole as ``division.json``."""
+        self._log_numbers({"division": {k: v for k, v in description.items() if k != "ranks"}}, step=0)
+        self._write(lambda client, run: client.log_dict(run, dict(description), "division.json"))
+
     def log_evaluation(self, evaluation: Mapping[str, Any], step: int) -> None:
         """The content of ``eval.json`` as metrics ``eval/...`` (without single photos), and whole as an artifact.
 

@@ -9,21 +9,22 @@ run `pipelines.worker.train_worker`.
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import FrameType
+
+from rich.console import Console
 
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 from inf_nerf.files import write_atomic
-from inf_nerf.octree.partition import Partition
 from inf_nerf.train.evaluation import require_test_photos
 from inf_nerf.train.manifest import clear_leftovers, latest_checkpoint, read_manifest, set_aside_damaged
 from inf_nerf.train.turns import partition_in_turns
 from pipelines import evaluate, prepare
 from pipelines.attempts import ATTEMPT, fit
+from pipelines.division import Dealing, describe, division_table, tile_tables
 from pipelines.progress import METRICS_FILE, TrainingProgress, forget_rows_after
 from pipelines.ray_session import session_cpus, start_ray
 from pipelines.resume import refuse_unfit, set_aside_later, starting_point
@@ -77,11 +78,15 @@ def _run(config: Config, run_dir: Path, data_root: Path | None, resume: str | No
     write_atomic(run_dir / prepare.CONFIG_FILE, config.to_yaml())
 
     # for as many ranks as Ray will have started
-    partition_of = partial(partition_in_turns, config, prepared.octree)
-    partition_of(config.train.least_workers)  # a subtree that is not there, or too little memory, is said now
+    partition_in_turns(config, prepared.octree, config.train.least_workers)  # no such subtree or too little memory
+    dealing = Dealing.of(config, prepared.octree, tile_tables(run_dir, prepared))
+    num_ranks = config.train.most_workers
+    description = describe(config, dealing.partition_of(num_ranks), dealing.tiles(num_ranks)["train"])
+    Console(soft_wrap=True).print(division_table(description))
     with tracker:
         tracker.log_octree(prepared.octree)
-        code = _fit_and_follow(config, run_dir, partition_of, start, tracker)
+        tracker.log_division(description)
+        code = _fit_and_follow(config, run_dir, dealing, start, tracker)
         if code:
             newest = latest_checkpoint(run_dir)
             if newest is not None:
@@ -107,9 +112,7 @@ def _not_prepared(run_dir: Path) -> InputError:
     return InputError(f"{run_dir} is not prepared; name the photos with --data-root or run inf-nerf prepare first.")
 
 
-def _fit_and_follow(
-    config: Config, run_dir: Path, partition_of: Callable[[int], Partition], start: Path | None, tracker: Tracker
-) -> int:
+def _fit_and_follow(config: Config, run_dir: Path, dealing: Dealing, start: Path | None, tracker: Tracker) -> int:
     """Run `TorchTrainer` in a thread while this one shows progress and waits for signals.
 
     Ray would abort the workers on Ctrl-C; from a thread it leaves the signal to us, and the workers save first.
@@ -129,7 +132,7 @@ def _fit_and_follow(
 
     def work() -> None:
         try:
-            fit(config, run_dir, partition_of, start)
+            fit(config, run_dir, dealing, start)
         except BaseException as error:  # handed to the main thread
             failure.append(error)
 

@@ -140,7 +140,8 @@ def _ready(
     shards = {split: _shard(shard_name(split, turn)) for split in ("train", "val") if split in settings["datasets"]}
     scene, octree, colour = prepared.scene, prepared.octree, prepared.mean_colour
     tiles = shards["train"], shards.get("val")
-    work = assemble(config, scene, octree, turns.partition, rank, *tiles, colour, device, turn, turns.num_turns)
+    loads = settings["loads_of"][turns.num_ranks]
+    work = assemble(config, scene, octree, turns.partition, rank, *tiles, colour, device, turn, turns.num_turns, loads)
     if start is None or manifest is None:
         work.reservoir.fill()
         return work

@@ -1,21 +1,26 @@
 """Who trains what: the upper nodes are shared by all ranks, each subtree below them belongs to one rank.
 
-Letters: W ranks.  The shared nodes are a frontier, not a level: a subtree that is too heavy for one rank is cut, its
-root becomes shared and its children are dealt.  A partition depends on the tree and W alone, so every process can make
-it.
+Letters: W ranks, N nodes, S subtrees that are dealt whole.  The shared nodes are a frontier, not a level: a subtree
+too heavy for one rank is cut, its root becomes shared and its children are dealt.  A partition depends on the tree, the
+load of its nodes and W alone.
 """
 
-import math
 from dataclasses import dataclass, field
-from fractions import Fraction
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from inf_nerf.errors import InputError
 from inf_nerf.octree.topology import BACKGROUND_KEY, ROOT_KEY, Octree, key_level, key_name, key_of
 
-SLACK = 1.15  # load that a rank may reach, in parts of 1/W, so that its subtrees are neighbours
+# what a rank may reach, in parts of 1/W of the whole, so that its subtrees are neighbours and few are cut
+SLACK = 1.15  # of the load
+NODES_SLACK = 1.2  # of the nodes that are not shared: each of 4 ranks holds at most 30 % of them
+GAIN = 0.01  # of these limits, by which a cut must relieve the fullest rank to be worth one more shared node
+PATIENCE = 4  # rounds of cuts that are tried before one helps
+LOAD_UNITS = 1 << 40  # the whole load in whole numbers, whose sums are the same in any order
 SHARED = -1  # the owner of a node that all ranks train
 
 
@@ -64,48 +69,46 @@ class Partition:
         return owner
 
 
-def make_partition(octree: Octree, num_ranks: int, shared_upper_levels: int) -> Partition:
+def make_partition(octree: Octree, num_ranks: int, shared_upper_levels: int, load: Tensor | None = None) -> Partition:
     """Deal the subtrees below the shared nodes to ``num_ranks`` ranks, the heaviest first.
 
-    At least the first ``shared_upper_levels`` levels are shared.  The weight of a subtree is the number of sparse
-    points that reach its root.  One that is heavier than 1/W of all subtrees together is cut one level deeper, while it
-    has children.  A subtree goes to the lightest rank, or to one with neighbours of it that stays below SLACK / W of
-    the whole: rays that cross from one rank's nodes to another's train neither well.  Ties go to the smaller key and
-    the smaller rank.
+    At least the first ``shared_upper_levels`` levels are shared.  ``load`` [N] is the work that each node makes, in any
+    unit (:func:`inf_nerf.octree.load.node_load`); None: the number of sparse points that end in it.  A rank shall get
+    at most SLACK / W of the load and NODES_SLACK / W of the nodes that are not shared.  While one gets more, its
+    heaviest subtree that has children is cut one level deeper, as far as that helps: every rank holds every shared
+    node, and its gradients travel in each step.  The load of shared nodes is nobody's here, since their tiles can go to
+    whoever has the least to do.
+
+    A subtree goes to the rank of its nearest neighbour that stays within these limits, else to the emptiest: rays that
+    cross from one rank's nodes to another's train neither well.  Ties go to the smaller key and the smaller rank.
     """
     if num_ranks < 1 or shared_upper_levels < 1:
         raise ValueError(
             f"a partition needs at least 1 rank and 1 shared level, not {num_ranks} and {shared_upper_levels}"
         )
-    waiting = torch.nonzero(octree.level == shared_upper_levels).flatten().tolist()
-    share = Fraction(sum(int(octree.num_points[node]) for node in waiting), num_ranks)
-    cut: set[int] = set()
-    subtrees: list[tuple[int, int]] = []  # (-weight, key) of the subtrees that are dealt whole
-    while waiting:
-        node = waiting.pop()
-        children = [child for child in octree.children[node].tolist() if child >= 0]
-        weight, key = int(octree.num_points[node]), int(octree.keys[node])
-        if weight > share and children:
-            cut.add(key)
-            waiting += children
-        else:
-            subtrees.append((-weight, key))
-    loads = [0] * num_ranks
-    roots: list[list[int]] = [[] for _ in range(num_ranks)]
-    centre = dict(zip(octree.keys.tolist(), octree.centre.tolist(), strict=True))
-    for place, (negative, key) in enumerate(sorted(subtrees)):
-        weight, empty = -negative, [rank for rank in range(num_ranks) if not roots[rank]]
-        light = [rank for rank in range(num_ranks) if roots[rank] and loads[rank] + weight <= SLACK * share]
-        near = {rank: min(math.dist(centre[key], centre[other]) for other in roots[rank]) for rank in light}
-        if near and len(subtrees) - place > len(empty):  # else every rank that has none yet needs one
-            rank = min(light, key=lambda rank: (near[rank], loads[rank], rank))
-        else:
-            rank = min(range(num_ranks), key=lambda rank: (loads[rank], len(roots[rank]), rank))
-        loads[rank] += weight
-        roots[rank].append(key)
-    upper = octree.keys[octree.level < shared_upper_levels].tolist()
-    owned = tuple(frozenset[int]().union(*(octree.subtree_keys(key) for key in keys)) for keys in roots)
-    return Partition(frozenset({BACKGROUND_KEY, *upper, *cut}), owned, tuple(tuple(sorted(keys)) for keys in roots))
+    sizes, children = _subtree_sizes(octree, load), octree.children.numpy()
+    dealt = _deal(octree, sizes, np.flatnonzero(octree.level.numpy() == shared_upper_levels), num_ranks)
+    best, cut, cut_of_best, rounds = dealt, list[int](), 0, 0
+    while best.fullest > 1 and rounds < PATIENCE:
+        can_cut = (children[dealt.roots] >= 0).any(1)
+        heavy = np.flatnonzero(can_cut & (dealt.alone > 1))
+        if len(heavy) == 0:  # none is too heavy alone: the heaviest of the fullest rank
+            mine = np.flatnonzero(can_cut & (dealt.rank == np.argmax(dealt.full)))
+            if len(mine) == 0:
+                break
+            heavy = mine[[np.argmax(dealt.alone[mine])]]
+        cut += dealt.roots[heavy].tolist()
+        below = children[dealt.roots[heavy]]
+        roots = np.sort(np.concatenate((np.delete(dealt.roots, heavy), below[below >= 0])))
+        dealt, rounds = _deal(octree, sizes, roots, num_ranks), rounds + 1
+        if dealt.fullest < best.fullest - GAIN * (len(cut) - cut_of_best):
+            best, cut_of_best, rounds = dealt, len(cut), 0
+    keys = octree.keys
+    shared = {BACKGROUND_KEY, *keys[octree.level < shared_upper_levels].tolist()}
+    shared.update(keys[torch.tensor(cut[:cut_of_best], dtype=torch.int64)].tolist())
+    roots = [keys[torch.from_numpy(best.roots[best.rank == rank])].tolist() for rank in range(num_ranks)]
+    owned = tuple(frozenset[int]().union(*(octree.subtree_keys(key) for key in mine)) for mine in roots)
+    return Partition(frozenset(shared), owned, tuple(map(tuple, roots)))
 
 
 def branch(octree: Octree, name: str, num_parts: int, shared_upper_levels: int) -> tuple[Octree, int, int]:
@@ -134,3 +137,62 @@ def branch(octree: Octree, name: str, num_parts: int, shared_upper_levels: int) 
         )
     levels = max(1, shared_upper_levels, key_level(key) + (num_parts > 1))
     return octree.restrict({*path, *octree.subtree_keys(key)}), num_parts, levels
+
+
+@dataclass(frozen=True)
+class _Dealt:
+    """Subtrees in the order of their keys, and who gets them; fullness 1 is the limit of a rank."""
+
+    roots: NDArray[np.int64]  # [S] node indices
+    rank: NDArray[np.int64]  # [S]
+    alone: NDArray[np.float64]  # [S] how full a rank is of this subtree alone
+    full: NDArray[np.float64]  # [W]
+
+    @property
+    def fullest(self) -> float:
+        return float(self.full.max())
+
+
+def _subtree_sizes(octree: Octree, load: Tensor | None) -> NDArray[np.int64]:
+    """Load (in LOAD_UNITS of the whole) and nodes [N, 2] of each node and all below it."""
+    parent, level = octree.parent.numpy(), octree.level.numpy()
+    if load is None:
+        load = octree.num_points.double()
+        load = load - torch.zeros_like(load).index_add_(0, octree.parent[1:], load[1:])
+    work = load.double().clamp(min=0).numpy()
+    units = np.rint(work / (work.sum() or 1.0) * LOAD_UNITS).astype(np.int64)
+    sizes = np.stack((units, np.ones_like(units)), axis=1)
+    for depth in range(octree.num_levels - 1, 0, -1):
+        nodes = np.flatnonzero(level == depth)
+        np.add.at(sizes, parent[nodes], sizes[nodes])
+    return sizes
+
+
+def _deal(octree: Octree, sizes: NDArray[np.int64], roots: NDArray[np.int64], num_ranks: int) -> _Dealt:
+    """Deal subtrees (node indices ``roots`` [S], ascending): to neighbours unless only the emptiest rank will do."""
+    whole = np.array([sizes[0, 0], sizes[roots, 1].sum()])  # shared nodes have a load too
+    fullness = sizes[roots] * num_ranks / (np.maximum(whole, 1) * (SLACK, NODES_SLACK))  # [S, 2]
+    centre = octree.centre.numpy()[roots]
+    order = np.lexsort((roots, -fullness.max(1, initial=0)))
+    ways: list[_Dealt] = []
+    for to_neighbours in (True, False):
+        full, count = np.zeros((num_ranks, 2)), np.zeros(num_ranks, np.int64)
+        rank = np.empty(len(roots), np.int64)
+        for place, piece in enumerate(order):
+            after = (full + fullness[piece]).max(1)  # [W]
+            light = np.flatnonzero((count > 0) & (after <= 1))
+            # while every rank that has none yet needs one of those that are left, neighbours have to wait
+            if to_neighbours and len(light) and len(order) - place > (count == 0).sum():
+                dealt = order[:place]
+                near = np.full(num_ranks, np.inf)
+                np.minimum.at(near, rank[dealt], np.square(centre[dealt] - centre[piece]).sum(1))
+                chosen = light[np.lexsort((light, after[light], near[light]))[0]]
+            else:
+                chosen = np.lexsort((count, after))[0]
+            rank[piece] = chosen
+            full[chosen] += fullness[piece]
+            count[chosen] += 1
+        ways.append(_Dealt(roots, rank, fullness.max(1, initial=0), full.max(1)))
+        if ways[0].fullest <= 1:
+            break
+    return min(ways, key=lambda way: way.fullest)

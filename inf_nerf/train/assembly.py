@@ -1,5 +1,8 @@
 """Puts one rank's training together: its part of the tree, its tiles, its share of the batch."""
 
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+
 import torch
 
 from inf_nerf.config import Config
@@ -10,7 +13,7 @@ from inf_nerf.render.model import Model
 from inf_nerf.scene.scene import Scene
 from inf_nerf.train.exchange import Exchange
 from inf_nerf.train.free_space import learn_from_points
-from inf_nerf.train.loop import METRICS, PROBE_SHARES, Work
+from inf_nerf.train.loop import METRICS, PROBE_SHARES, RANK_METRICS, Work
 from inf_nerf.train.loss_scale import LossScale
 from inf_nerf.train.losses import NodeLosses
 from inf_nerf.train.optimiser import NodeAdam
@@ -34,10 +37,13 @@ def assemble(
     device: torch.device | str = "cpu",
     turn: int = 0,
     num_turns: int = 1,
+    loads: Mapping[str, Sequence[float]] | None = None,
 ) -> Work:
     """Everything that `train` needs on one rank, at step 0; raises :class:`InputError` for float16 on a CPU.
 
     With several turns the partition has as many parts for each rank, and the tiles are those of the part of ``turn``.
+    ``loads`` holds the part of each split's draws that every part makes (:class:`inf_nerf.octree.load.RankTiles`);
+    None: all ranks draw equally many.
     """
     precision = config.train.precision
     if precision == "float16" and torch.device(device).type == "cpu":
@@ -72,6 +78,11 @@ def assemble(
         model.occupancy.density.fill_(density_before_warmup(config))
     keys = model.field.keys.tolist()
     shared = torch.tensor([key in partition.shared for key in keys], device=device)
+    now = slice(turn * num_ranks, (turn + 1) * num_ranks)  # the parts that are trained together
+    equal = [1.0] * partition.num_ranks
+    train_loads, val_loads = ((loads or {}).get(split, equal)[now] for split in ("train", "val"))
+    tracks = Tracks.of(scene, full, partition, part, config.octree.footprint_px, config.sampler.near)
+    names = (*METRICS, *(f"{name}{each}" for name in RANK_METRICS for each in range(num_ranks)))
     capacity = int(config.data.reservoir_mb * 2**20)
     generator = torch.Generator().manual_seed(config.train.seed * 7919 + rank)
     return Work(
@@ -79,9 +90,9 @@ def assemble(
         model=model,
         cameras=scene.cameras,
         reservoir=Reservoir(train_tiles, capacity, config.data.level_boost),
-        tracks=Tracks.of(scene, local, config.octree.footprint_px, config.sampler.near),
+        tracks=tracks,
         node_losses=NodeLosses.of(config, full, local, partition, part, num_turns).without(model.field.frozen),
-        gradients=SharedGradients(model.field, model.appearance, shared, METRICS, config.train.shared_gradient_dtype),
+        gradients=SharedGradients(model.field, model.appearance, shared, names, config.train.shared_gradient_dtype),
         exchange=Exchange(model, shared[:-1], rank) if exchanges else None,
         optimiser=NodeAdam(config.train, model.field, model.appearance),
         loss_scale=LossScale(config.train.precision),
@@ -89,9 +100,9 @@ def assemble(
         subtrees=partition.subtrees,
         generator=generator,
         rank=rank,
-        num_rays=part_of(config.train.batch_size, rank, num_ranks),
-        num_tracks=part_of(config.loss.depth_rays if config.loss.lambda_depth else 0, rank, num_ranks),
-        val=_val_rays(config, val_tiles, capacity, part_of(config.train.val_rays, rank, num_ranks)),
+        num_rays=part_of(config.train.batch_size, rank, train_loads),
+        num_tracks=part_of(config.loss.depth_rays if config.loss.lambda_depth else 0, rank, tracks.per_rank[now]),
+        val=_val_rays(config, val_tiles, capacity, part_of(config.train.val_rays, rank, val_loads)),
         part=part,
         num_parts=partition.num_ranks,
     )
@@ -105,9 +116,11 @@ def density_before_warmup(config: Config) -> float:
     return config.field.initial_density / sampler.occupancy_decay**probes
 
 
-def part_of(total: int, rank: int, num_ranks: int) -> int:
-    """This rank's part of a count that all ranks together make up."""
-    return total * (rank + 1) // num_ranks - total * rank // num_ranks
+def part_of(total: int, rank: int, loads: Sequence[float]) -> int:
+    """This rank's part of a count that all ranks together make up, in proportion to their loads."""
+    ends = [0.0, *accumulate(loads)]
+    whole = ends[-1] or 1.0
+    return round(total * ends[rank + 1] / whole) - round(total * ends[rank] / whole)
 
 
 def has_solid_ground(scene: Scene) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from inf_nerf.config import Config
 from inf_nerf.errors import NotFiniteError
+from inf_nerf.octree.load import imbalance
 from inf_nerf.render.model import Model
 from inf_nerf.scene.cameras import Cameras, Rays
 from inf_nerf.train import losses
@@ -29,6 +30,7 @@ from inf_nerf.train.tracks import Tracks
 OF_RAYS = ("rgb", "depth", "regularization")  # losses that need whole rays
 LOSSES = ("rgb", "depth", "sparsity", "consistency", "regularization", "appearance")
 METRICS = ("squared_error", "weight", "rays", "samples", *(f"loss_{name}" for name in LOSSES))
+RANK_METRICS = ("samples@", "seconds@")  # one of each rank, whose number follows: of work of its own
 
 
 MOST_DRAWS = 3.0  # pixels drawn at most for one that counts
@@ -106,6 +108,7 @@ def train(
     saved_step, figures, last = progress.step, Figures(), math.inf if until is None else until
     save, work.stopped = False, False
     while progress.share(config) < 1 and progress.step < last and not (work.stopped and not work.gradients.pending):
+        begun = time.monotonic()
         update_occupancy(work)
         if progress.step % config.data.swap_every == 0 and progress.step:
             work.reservoir.swap()
@@ -119,6 +122,8 @@ def train(
             work.gradients.divide(work.loss_scale.value)
 
         seconds = time.monotonic() - started
+        figures_now[f"samples@{work.rank}"] = figures_now["samples"]
+        figures_now[f"seconds@{work.rank}"] = time.monotonic() - begun
         agreed = work.gradients.agree(
             {
                 "stop": stop_requested(),
@@ -302,6 +307,7 @@ class Figures:
 
     def __init__(self) -> None:
         self._sums = dict.fromkeys(METRICS, 0.0)
+        self._of_ranks: dict[str, float] = {}
         self._steps = 0
         self._level_share: dict[int, float] = {}
 
@@ -310,6 +316,9 @@ class Figures:
         self._steps += 1
         for name in METRICS:
             self._sums[name] += agreed[name]
+        for name, value in agreed.items():
+            if name.startswith(RANK_METRICS):
+                self._of_ranks[name] = self._of_ranks.get(name, 0.0) + value
         levels = torch.bincount(model.octree.level[nodes], minlength=model.octree.num_levels)
         for level, count in enumerate(levels.tolist()):
             self._level_share[level] = self._level_share.get(level, 0.0) + count
@@ -321,6 +330,10 @@ class Figures:
         total = max(1.0, sum(self._level_share.values()))
         traffic = work.gradients.traffic
         exchanged = work.exchange.traffic if work.exchange is not None else Traffic()
+        uneven = {
+            name: imbalance([value for key, value in self._of_ranks.items() if key.startswith(name)])
+            for name in RANK_METRICS
+        }
         return {
             "step": progress.step,
             "seconds": round(progress.seconds, 3),
@@ -332,6 +345,8 @@ class Figures:
             "rays_per_second": sums["weight"] / max(elapsed, 1e-9),
             "samples_per_ray": sums["samples"] / max(1.0, sums["rays"]),
             "memory_mb": psutil.Process().memory_full_info().uss / 2**20,
+            "load_imbalance": uneven["samples@"],
+            "seconds_imbalance": uneven["seconds@"],
             "shared_gradient_bytes": traffic.bytes_sent / steps,
             "shared_gradient_share": traffic.seconds / max(elapsed, 1e-9),
             "idle_share": traffic.idle_seconds / max(elapsed, 1e-9),

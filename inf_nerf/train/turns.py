@@ -12,15 +12,15 @@ Letters: W ranks, G turns.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
-from inf_nerf.field.field import node_parameters
 from inf_nerf.octree.partition import Partition, branch, make_partition
 from inf_nerf.octree.topology import Octree
+from inf_nerf.train.memory import field_bytes, occupancy_bytes
 
 MIB = 1 << 20
-BYTES_PER_PARAMETER = 16  # value, gradient and two moments, float32
-BYTES_PER_CELL = 7  # occupancy: a density and three flags
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,13 @@ class Turns:
 
 def node_bytes(config: Config) -> int:
     """Memory that a node takes while it is trained."""
-    cells = config.sampler.occupancy_res**3
-    return node_parameters(config.field) * BYTES_PER_PARAMETER + cells * BYTES_PER_CELL
+    return field_bytes(config, 1) + occupancy_bytes(config, 1)
 
 
-def partition_in_turns(config: Config, octree: Octree, num_ranks: int) -> Partition:
+def partition_in_turns(config: Config, octree: Octree, num_ranks: int, load: Tensor | None = None) -> Partition:
     """The tree, or the branch of it that ``train.subtree`` names, in as many parts for each rank as it takes turns.
+
+    ``load`` [N] is the work that each node makes, as in :func:`inf_nerf.octree.partition.make_partition`.
 
     Raises :class:`InputError` as :func:`plan_turns` and :func:`inf_nerf.octree.partition.branch` do.
     """
@@ -60,8 +61,9 @@ def partition_in_turns(config: Config, octree: Octree, num_ranks: int) -> Partit
 
     def partition_into(num_parts: int) -> Partition:
         if subtree is None:
-            return make_partition(octree, num_parts, levels)
-        return make_partition(*branch(octree, subtree, num_parts, levels))
+            return make_partition(octree, num_parts, levels, load)
+        part, num_parts, upper = branch(octree, subtree, num_parts, levels)
+        return make_partition(part, num_parts, upper, None if load is None else load[octree.index_of(part.keys)])
 
     return plan_turns(config, partition_into, num_ranks).partition
 

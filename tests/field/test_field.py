@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from inf_nerf.config import FieldConfig
 from inf_nerf.errors import InputError
-from inf_nerf.field.field import Field
+from inf_nerf.field.field import Field, node_parameters
 
 KEYS = torch.tensor([1, 8, 11, 0])  # root, two children, background
 BACKENDS = ["torch", "numba"]
@@ -51,6 +51,13 @@ def test_shapes_and_ranges(backend: str) -> None:
 
     assert sigma.shape == (15,) and (sigma > 0).all()
     assert colour.shape == (15, 3) and ((colour > 0) & (colour < 1)).all()
+
+
+@pytest.mark.parametrize("config", [FieldConfig(log2_table_size=10), FieldConfig(
+    num_levels=3, log2_table_size=9, max_res=64, features_per_level=4, hidden_density=24, appearance_dim=0
+)])  # fmt: skip
+def test_parameters_of_a_node_are_known_without_making_one(config: FieldConfig) -> None:
+    assert node_parameters(config) * len(KEYS) == Field(config, KEYS, 0).num_parameters
 
 
 def test_backends_agree_on_values_and_gradients() -> None:

@@ -5,8 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from inf_nerf.octree.partition import SHARED, SLACK, Partition, make_partition
+from inf_nerf.octree import partition as partition_module
+from inf_nerf.octree.partition import NODES_SLACK, SHARED, SLACK, Partition, make_partition
 from inf_nerf.octree.routing import route
 from inf_nerf.octree.topology import BACKGROUND_KEY, ROOT_KEY, Octree
 
@@ -16,19 +18,33 @@ ranks = st.integers(1, 70)
 upper_levels = st.integers(1, 4)
 
 
-def weights_of(tree: Octree, partition: Partition) -> tuple[dict[int, int], list[int]]:
-    """Weight of each subtree that was dealt, and the load of each rank."""
-    weight = dict(zip(tree.keys.tolist(), tree.num_points.tolist()))
-    return {key: weight[key] for roots in partition.roots for key in roots}, [
-        sum(weight[key] for key in roots) for roots in partition.roots
-    ]
+def load_of(tree: Octree, seed: int) -> Tensor | None:
+    """None (points), alike for all nodes, or as uneven as it gets."""
+    if seed % 3 == 0:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    return torch.ones(tree.num_nodes) if seed % 3 == 1 else torch.rand(tree.num_nodes, generator=generator) ** 8
+
+
+def shares_of(tree: Octree, partition: Partition, load: Tensor) -> tuple[list[float], list[float]]:
+    """Part of the whole load, and of the nodes that are not shared, that each rank holds."""
+    each = dict(zip(tree.keys.tolist(), (load.double() / load.double().sum().clamp_min(1e-300)).tolist()))
+    num_owned = max(1, sum(map(len, partition.owned)))
+    loads = [sum((each[key] for key in owned), 0.0) for owned in partition.owned]
+    return loads, [len(owned) / num_owned for owned in partition.owned]
+
+
+def own_points(tree: Octree) -> Tensor:
+    """Sparse points that end in each node."""
+    below = torch.tensor([sum(int(tree.num_points[c]) for c in row if c >= 0) for row in tree.children.tolist()])
+    return tree.num_points - below
 
 
 @settings(max_examples=60, deadline=None)
 @given(seeds, ranks, upper_levels)
 def test_shared_and_owned_are_a_disjoint_cover(complete_tree: Trees, seed: int, num_ranks: int, upper: int) -> None:
     tree = complete_tree(seed)
-    partition = make_partition(tree, num_ranks, upper)
+    partition = make_partition(tree, num_ranks, upper, load_of(tree, seed))
     parts = [partition.shared, *partition.owned]
     assert partition.num_ranks == len(partition.owned) == len(partition.roots) == num_ranks
     assert sum(map(len, parts)) == tree.num_nodes + 1
@@ -41,18 +57,16 @@ def test_shared_and_owned_are_a_disjoint_cover(complete_tree: Trees, seed: int, 
 
 @settings(max_examples=40, deadline=None)
 @given(seeds, ranks, upper_levels)
-def test_shared_upper_levels_are_a_minimum(complete_tree: Trees, seed: int, num_ranks: int, upper: int) -> None:
+def test_shared_upper_levels_are_a_minimum_and_shared_nodes_have_shared_parents(
+    complete_tree: Trees, seed: int, num_ranks: int, upper: int
+) -> None:
     tree = complete_tree(seed)
-    partition = make_partition(tree, num_ranks, upper)
-    assert set(tree.keys[tree.level < upper].tolist()) <= partition.shared
-    weights, _ = weights_of(tree, partition)
-    weight = dict(zip(tree.keys.tolist(), tree.num_points.tolist()))
-    total = int(tree.num_points[tree.level == upper].sum())
-    for key in partition.shared - {BACKGROUND_KEY} - set(tree.keys[tree.level < upper].tolist()):
-        assert weight[key] * num_ranks > total  # only what is too heavy was cut
-        assert len(tree.subtree_keys(key)) > 1
-    for key in weights:
-        assert weights[key] * num_ranks <= total or len(tree.subtree_keys(key)) == 1
+    partition = make_partition(tree, num_ranks, upper, load_of(tree, seed))
+    least = set(tree.keys[tree.level < upper].tolist())
+    assert least <= partition.shared
+    assert all(key >> 3 in partition.shared for key in partition.shared - {BACKGROUND_KEY, ROOT_KEY})
+    for key in partition.shared - least - {BACKGROUND_KEY}:
+        assert len(tree.subtree_keys(key)) > 1  # what is cut has children
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,10 +75,81 @@ def test_ranks_are_balanced_within_the_slack_and_the_heaviest_subtree(
     complete_tree: Trees, seed: int, num_ranks: int, upper: int
 ) -> None:
     tree = complete_tree(seed)
-    weights, loads = weights_of(tree, make_partition(tree, num_ranks, upper))
-    total, heaviest = sum(loads), max(weights.values(), default=0)
-    assert max(loads) <= max(SLACK * total / num_ranks, total / num_ranks + heaviest)
-    assert sum(load > 0 for load in loads) == min(num_ranks, sum(weight > 0 for weight in weights.values()))
+    load = load_of(tree, seed)
+    partition = make_partition(tree, num_ranks, upper, load)
+    loads, nodes = shares_of(tree, partition, own_points(tree) if load is None else load)
+    fullest = max(max(loads) * num_ranks / SLACK, max(nodes) * num_ranks / NODES_SLACK)
+    whole = Partition(partition.shared, tuple(tree.subtree_keys(key) for keys in partition.roots for key in keys), ())
+    alone = shares_of(tree, whole, own_points(tree) if load is None else load)
+    heaviest = max((max(a * num_ranks / SLACK, b * num_ranks / NODES_SLACK) for a, b in zip(*alone)), default=0.0)
+    # the emptiest rank is at most as full as the mean of both measures together
+    assert fullest <= max(1, 1 / SLACK + 1 / NODES_SLACK + heaviest) + 1e-6
+    if seed % 3 == 1 and num_ranks <= len(whole.owned):  # the load is the number of nodes: one measure
+        assert fullest <= max(1, 1 / NODES_SLACK + heaviest) + 1e-6
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds, ranks, upper_levels)
+def test_cutting_never_fills_the_fullest_rank_more(complete_tree: Trees, seed: int, num_ranks: int, upper: int) -> None:
+    tree = complete_tree(seed)
+    load = load_of(tree, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(partition_module, "PATIENCE", 0)
+        whole = make_partition(tree, num_ranks, upper, load)
+    cut = make_partition(tree, num_ranks, upper, load)
+    assert whole.shared == {BACKGROUND_KEY, *tree.keys[tree.level < upper].tolist()}
+    full = []
+    for partition in (whole, cut):
+        loads, nodes = shares_of(tree, partition, own_points(tree) if load is None else load)
+        full.append(max(max(loads) / SLACK, max(nodes) / NODES_SLACK) * num_ranks)
+    assert full[1] <= full[0] + 1e-6
+    assert len(cut.shared) == len(whole.shared) or (full[0] > 1 and full[1] < full[0])
+
+
+@settings(max_examples=20, deadline=None)
+@given(seeds, st.integers(2, 9), upper_levels)
+def test_the_unit_of_the_load_and_the_order_of_nodes_do_not_matter(
+    complete_tree: Trees, seed: int, num_ranks: int, upper: int
+) -> None:
+    tree = complete_tree(seed)
+    load = torch.rand(tree.num_nodes, generator=torch.Generator().manual_seed(seed))
+    partition = make_partition(tree, num_ranks, upper, load)
+    assert make_partition(tree, num_ranks, upper, load * 1024) == partition
+    order = torch.randperm(tree.num_nodes, generator=torch.Generator().manual_seed(seed))
+    shuffled = Octree.from_keys(tree.keys[order], tree.num_points[order], float(tree.gsd[0]))
+    assert make_partition(shuffled, num_ranks, upper, load) == partition
+
+
+def test_no_rank_holds_more_nodes_than_its_part_though_the_load_would_allow_it() -> None:
+    """Four subtrees of 11, 10, 8 and 7 nodes: 11 of 36 are more than 30 %, so the largest is cut."""
+    keys = [1]
+    for octant, count in ((1, 10), (3, 8), (5, 7), (7, 11)):
+        keys += [8 + octant, *(8 * (8 + octant) + digit for digit in range(min(8, count - 1)))]
+        keys += [64 * (8 + octant) + digit for digit in range(count - 9)]
+    tree = Octree.from_keys(torch.tensor(keys), torch.ones(len(keys)), 0.1)
+    load = torch.zeros(tree.num_nodes)
+    load[tree.level == 1] = 1
+    partition = make_partition(tree, 4, 1, load)
+    assert partition.shared == {BACKGROUND_KEY, 1, 15}
+    assert sum(map(len, partition.owned)) == 35
+    assert max(map(len, partition.owned)) / 35 <= 0.3
+
+
+def test_a_cut_that_relieves_nobody_is_not_made() -> None:
+    """All the work is in one leaf at the end of a chain."""
+    tree = Octree.from_keys(torch.tensor([1, 8, 15, 64, 512]), torch.ones(5), 0.1)
+    partition = make_partition(tree, 2, 1, torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0]))
+    assert partition.shared == {BACKGROUND_KEY, 1}
+
+
+def test_the_load_of_shared_nodes_is_room_for_subtrees() -> None:
+    """Half of all work is the root's and can be done anywhere, so a subtree of half the rest is not too heavy."""
+    keys = torch.tensor([1, 8, 15, 64, 65, 120])
+    tree = Octree.from_keys(keys, torch.ones(6), 0.1)
+    load = torch.tensor([6.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    assert make_partition(tree, 2, 1, load).shared == {BACKGROUND_KEY, 1}
+    load[0] = 0.0
+    assert make_partition(tree, 2, 1, load).shared == {BACKGROUND_KEY, 1, 8}
 
 
 def test_neighbours_go_to_the_same_rank() -> None:
@@ -154,8 +239,8 @@ def test_a_subtree_too_heavy_for_one_rank_is_cut() -> None:
     tree = Octree.from_keys(torch.tensor([1, 8, 15, *children]), torch.tensor([100, 90, 10, 25, 25, 20, 20]), 0.1)
     partition = make_partition(tree, 2, 1)
     assert partition.shared == {BACKGROUND_KEY, 1, 8}
-    _, loads = weights_of(tree, partition)
-    assert loads == [50, 50]
+    points = dict(zip(tree.keys.tolist(), tree.num_points.tolist()))
+    assert [sum(points[key] for key in owned) for owned in partition.owned] == [50, 50]
     assert partition.owners_of(torch.tensor([8, 64, 65, 66, 67, 15])).tolist() == [SHARED, 0, 0, 1, 1, 1]
 
 

@@ -12,9 +12,10 @@ from inf_nerf.config import load_config
 from inf_nerf.errors import InputError
 from inf_nerf.octree.partition import Partition
 from pipelines import attempts, cli
+from pipelines.division import Dealing
 
 CONFIG = load_config(overrides=["train.max_failures=2", "train.num_workers=[1, 3]", "train.cpus_per_worker=0.5"])
-ALONE = Partition(frozenset(), (frozenset(),), ((),))
+ALONE = Dealing(lambda _: Partition(frozenset(), (frozenset(),), ((),)), {}, 2.0)
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any
 
 
 def fit(run_dir: Path) -> None:
-    attempts.fit(CONFIG, run_dir, lambda _: ALONE, None)
+    attempts.fit(CONFIG, run_dir, ALONE, None)
 
 
 def lost() -> ControllerError:

@@ -21,7 +21,7 @@ from inf_nerf.errors import InputError
 from pipelines import cli
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("synth", "prepare", "train", "eval", "render", "demo")
+STAGES = ("synth", "prepare", "plan", "train", "eval", "render", "demo")
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
@@ -210,6 +210,7 @@ def test_an_unknown_key_stops_every_stage_before_it_starts(
     arguments = {
         "synth": ["--out", "x"],
         "prepare": ["--data-root", "x", "--output-dir", str(tmp_path)],
+        "plan": ["--data-root", "x"],
         "train": ["--output-dir", str(tmp_path)],
         "eval": [str(tmp_path)],
         "render": [str(tmp_path), "--path", "orbit", "--out", "x.mp4"],

@@ -2,7 +2,6 @@
 
 import io
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from inf_nerf.config import Config, load_config
-from inf_nerf.octree.partition import Partition, make_partition
+from inf_nerf.octree.partition import Partition
 from inf_nerf.octree.tiles import tile_file
 from inf_nerf.train.assembly import assemble
 from inf_nerf.train.loop import Work, train
 from inf_nerf.train.reservoir import Reservoir
 from pipelines import prepare
+from pipelines.division import Dealing, tile_tables
 from pipelines.ingest import datasets_for, tile_batches
 from pipelines.ray_session import session_cpus, start_ray
 from tests.memory import PeakMemory, unique_bytes
@@ -130,12 +130,12 @@ def test_tiles_stay_under_their_cap_while_several_times_as_many_pass(run_dir: Pa
     pixels = [pq.read_table(file, columns=["width", "height"]).to_pandas().prod(axis=1) for file in files]
     assert 3 * sum(int(count.sum()) for count in pixels) >= TILES_MB * MIB
     start_ray(session_cpus(CONFIG))
-    partition_of = partial(make_partition, prepared.octree, shared_upper_levels=1)
-    datasets, owned = datasets_for(CONFIG, run_dir, partition_of)
+    dealing = Dealing.of(CONFIG, prepared.octree, tile_tables(run_dir, prepared))
+    datasets, owned = datasets_for(CONFIG, run_dir, dealing)
     settings = {
         "config": CONFIG,
         "run_dir": run_dir,
-        "partition": partition_of(1),
+        "partition": dealing.partition_of(1),
         "out": str(tmp_path / "figures.json"),
     }
     TorchTrainer(

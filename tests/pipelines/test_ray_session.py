@@ -12,6 +12,7 @@ from inf_nerf.config import load_config
 from inf_nerf.errors import InputError
 from inf_nerf.octree.partition import Partition
 from pipelines import attempts
+from pipelines.division import Dealing
 from pipelines.ray_session import check_workers_fit, session_cpus, start_ray
 
 
@@ -82,6 +83,6 @@ def test_local_training_uses_the_cores_that_this_process_may_use(
     monkeypatch.setattr(attempts, "TorchTrainer", trainer)
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
-    partition = Partition(frozenset(), (frozenset(),), ((),))
-    attempts.fit(load_config(overrides=["train.num_workers=0"]), tmp_path, lambda _: partition, None)
+    dealing = Dealing(lambda _: Partition(frozenset(), (frozenset(),), ((),)), {}, 2.0)
+    attempts.fit(load_config(overrides=["train.num_workers=0"]), tmp_path, dealing, None)
     assert threads == [3]

@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,6 @@ import torch
 
 from inf_nerf.config import Config, load_config
 from inf_nerf.errors import InputError
-from inf_nerf.octree.partition import Partition
 from inf_nerf.octree.tiles import tile_file
 from inf_nerf.octree.topology import key_name
 from inf_nerf.train import loop
@@ -29,7 +28,8 @@ from inf_nerf.train.manifest import MANIFEST, digest_of, latest_checkpoint, read
 from inf_nerf.train.reservoir import RayBatch, TileBatches
 from inf_nerf.train.turns import MIB, node_bytes
 from pipelines import prepare, synth, train, worker
-from pipelines.ingest import read_tile_table, read_tiles, that_see, tile_ranks
+from pipelines.division import Dealing
+from pipelines.ingest import read_tiles
 from pipelines.run_lock import run_lock
 
 SETTINGS = [
@@ -53,18 +53,18 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def fit_here(config: Config, run_dir: Path, partition_of: Callable[[int], Partition], start: Path | None) -> None:
+def fit_here(config: Config, run_dir: Path, dealing: Dealing, start: Path | None) -> None:
     """What Ray does, without Ray."""
     prepared = prepare.read_prepared(run_dir)
 
     def shard(name: str) -> TileBatches:
         split, _, turn = name.partition("-")
         files = [tile_file(run_dir, photo) for photo in getattr(prepared.scene, split)]
-        table = that_see(config.train.subtree, read_tile_table(files, prepared.identity))
-        tiles = tile_ranks(table, partition_of(1))[int(turn or 0)]
+        tiles = dealing.tiles(1)[split][int(turn or 0)]
         return lambda: read_tiles(pa.table({"file": [str(file) for file in files]}), tiles)
 
-    settings = {"config": config, "run_dir": run_dir, "partition_of": partition_of, "start": start, "threads": 1}
+    settings = {"config": config, "run_dir": run_dir, "start": start, "threads": 1}
+    settings |= {"partition_of": dealing.partition_of, "loads_of": {1: dealing.loads(1)}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "_shard", shard)
         context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
@@ -246,9 +246,9 @@ def test_garbled_rows_and_rows_past_the_checkpoint_stop_nobody(trained: Path, mo
     metrics = trained / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes() + b'\0\0}\n{"step": 5')
 
-    def restarted(config: Config, run_dir: Path, partition_of: Callable[[int], Partition], start: Path | None) -> None:
+    def restarted(config: Config, run_dir: Path, dealing: Dealing, start: Path | None) -> None:
         metrics.write_text(metrics.read_text() + '{"step": 5}\n{"step": 6}\n')
-        fit_here(config, run_dir, partition_of, start)
+        fit_here(config, run_dir, dealing, start)
 
     monkeypatch.setattr(train, "fit", restarted)
     assert train.run(changed("train.steps=6"), trained, resume="latest") == 0
@@ -309,7 +309,7 @@ def test_a_second_signal_leaves_without_a_checkpoint(
 ) -> None:
     asked = threading.Event()
 
-    def deaf(config: Config, run_dir: Path, partition_of: Callable[[int], Partition], start: Path | None) -> None:
+    def deaf(config: Config, run_dir: Path, dealing: Dealing, start: Path | None) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         while not (run_dir / worker.STOP_FILE).exists():
             time.sleep(0.01)

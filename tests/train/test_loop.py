@@ -319,9 +319,11 @@ def test_psnr_of_known_errors() -> None:
 def test_parts_of_a_count_make_it_up() -> None:
     for total in (0, 1, 5, 96, 97):
         for num_ranks in (1, 2, 3, 7):
-            parts = [part_of(total, rank, num_ranks) for rank in range(num_ranks)]
-            assert sum(parts) == total
-            assert max(parts) - min(parts) <= 1
+            for loads in ([1.0] * num_ranks, [0.1 * (rank + 1) for rank in range(num_ranks)]):
+                parts = [part_of(total, rank, loads) for rank in range(num_ranks)]
+                assert sum(parts) == total
+                assert parts == pytest.approx([total * load / sum(loads) for load in loads], abs=1)
+    assert [part_of(10, rank, [0.0, 0.0]) for rank in range(2)] == [0, 0]
 
 
 def test_ranks_hold_the_shared_nodes_and_their_own() -> None:

@@ -5,8 +5,9 @@ from dataclasses import replace
 import torch
 
 from inf_nerf.config import SamplerConfig
-from inf_nerf.octree.partition import make_partition
+from inf_nerf.octree.partition import SHARED, make_partition
 from inf_nerf.octree.routing import route
+from inf_nerf.scene.scene import Scene
 from inf_nerf.train.tracks import Tracks
 from tests.train.tiny import ground_height, tiny_octree, tiny_scene
 
@@ -14,7 +15,11 @@ NEAR = SamplerConfig().near
 
 
 def tracks() -> Tracks:
-    return Tracks.of(tiny_scene(), tiny_octree(), 1.0, NEAR)
+    return all_of(tiny_scene())
+
+
+def all_of(scene: Scene) -> Tracks:
+    return Tracks.of(scene, tiny_octree(), make_partition(tiny_octree(), 1, 1), 0, 1.0, NEAR)
 
 
 def test_rays_meet_their_points_at_the_given_distance() -> None:
@@ -40,7 +45,7 @@ def test_points_outside_the_cube_and_at_the_camera_are_left_out() -> None:
     xyz[300] = scene.cameras.centre[0] * torch.tensor([1.0, 1.0, 0.8])  # inside the cube
     xyz[301] = scene.cameras.centre[int(scene.points.track_photo[scene.points.track_start[301]])]
     moved = replace(scene, points=replace(scene.points, xyz=xyz))
-    found = Tracks.of(moved, tiny_octree(), 1.0, NEAR)
+    found = all_of(moved)
     assert len(found.photo) < len(tracks().photo)
     assert bool((found.distance > 0.02).all())
     point = scene.points.track_point
@@ -51,7 +56,7 @@ def test_points_outside_the_cube_and_at_the_camera_are_left_out() -> None:
 def test_weight_falls_with_the_reprojection_error() -> None:
     scene = tiny_scene()
     errors = torch.linspace(0, 3, len(scene.points))
-    found = Tracks.of(replace(scene, points=replace(scene.points, error=errors)), tiny_octree(), 1.0, NEAR)
+    found = all_of(replace(scene, points=replace(scene.points, error=errors)))
     assert float(found.weight[0]) == 1.0 / (1 + float(errors[int(scene.points.track_point[0])]))
     assert bool((found.weight[1:] <= found.weight[:-1]).all())
     assert float(found.weight[-1]) < 0.3
@@ -60,21 +65,23 @@ def test_weight_falls_with_the_reprojection_error() -> None:
 def test_errors_that_colmap_did_not_compute_count_as_none() -> None:
     scene = tiny_scene()
     errors = torch.full((len(scene.points),), -1.0)
-    found = Tracks.of(replace(scene, points=replace(scene.points, error=errors)), tiny_octree(), 1.0, NEAR)
+    found = all_of(replace(scene, points=replace(scene.points, error=errors)))
     assert bool((found.weight == 1).all())
 
 
 def test_every_observation_belongs_to_the_rank_of_its_node() -> None:
     scene, octree = tiny_scene(), tiny_octree()
     partition = make_partition(octree, 2, 1)
-    parts = [Tracks.of(scene, partition.octree(octree, rank), 1.0, NEAR) for rank in range(2)]
+    parts = [Tracks.of(scene, octree, partition, rank, 1.0, NEAR) for rank in range(2)]
     node, _ = route(octree, scene.points.xyz, scene.points.footprint)
     owner = partition.owners_of(octree.keys[node])[scene.points.track_point]
     trained = torch.isin(scene.points.track_photo, torch.tensor(scene.train))
+    held = torch.cumsum(trained, 0) - 1  # of a training photo: its place among those
     for rank, part in enumerate(parts):
-        mine = trained & ((owner == rank) | (owner == -1))
+        mine = trained & ((owner == rank) | ((owner == SHARED) & (held % 2 == rank)))
         assert torch.equal(part.xy, scene.points.track_xy[mine])
         assert len(part.photo) > 100
+    assert parts[0].per_rank == parts[1].per_rank == [len(part.photo) for part in parts]
 
 
 def test_nothing_is_drawn_from_no_tracks() -> None:
@@ -86,7 +93,7 @@ def test_nothing_is_drawn_from_no_tracks() -> None:
         track_photo=points.track_photo[:0],
         track_xy=points.track_xy[:0],
     )
-    found = Tracks.of(replace(scene, points=none), tiny_octree(), 1.0, NEAR)
+    found = all_of(replace(scene, points=none))
     rays, distance, weight = found.sample(10, torch.Generator())
     assert len(rays) == len(distance) == len(weight) == 0
 

@@ -1,0 +1,157 @@
+"""A plan says before a training what it takes; a real one then takes that."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from inf_nerf.config import load_config
+from inf_nerf.errors import InputError
+from inf_nerf.train.memory import checkpoint_bytes, field_bytes
+from pipelines import cli, plan, prepare, synth
+from pipelines.calibration import Calibration
+from tests.memory import unique_bytes
+from tests.pipelines.small_city import CONFIG, changed
+from tests.pipelines.test_cli import environment
+
+ROOT = Path(__file__).parents[2]
+MEASURED = Calibration(seconds_per_step=0.5, program_bytes=1000, step_bytes=200, rays=10, steps=4)
+
+
+@pytest.fixture
+def _measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known figures in place of a training."""
+    monkeypatch.setattr(plan, "calibrate", lambda *_: MEASURED)
+
+
+def files_of(folder: Path) -> dict[str, tuple[int, int]]:
+    stats = {str(path): path.stat() for path in folder.rglob("*")}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+@pytest.mark.usefixtures("_measured")
+def test_photos_and_the_run_prepared_from_them_are_planned_alike(
+    city_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files_of(city_run.parent)
+    config = changed("train.num_workers=3")
+    ahead, after = plan.run(config, city_run.parent / "city", None), plan.run(config, None, city_run)
+    assert files_of(city_run.parent) == before
+    for name in ("photos", "points", "octree", "tiles", "ranks", "shared_nodes", "imbalance"):
+        assert ahead[name] == after[name], name
+    assert ahead["disk_bytes"]["checkpoint"] == after["disk_bytes"]["checkpoint"]
+    assert ahead["disk_bytes"]["tiles"] == pytest.approx(after["disk_bytes"]["tiles"], rel=0.2)
+    written = sum(file.stat().st_size for file in (city_run / "tiles").glob("*.parquet"))
+    assert after["disk_bytes"]["tiles"] == pytest.approx(written, rel=0.2)
+    assert after["hours"]["prepare"] is None and ahead["hours"]["prepare"] > 0
+    shown = capsys.readouterr().out
+    assert "memory of each worker" in shown and "shared by all workers" in shown
+
+
+@pytest.mark.usefixtures("_measured")
+def test_the_figures_of_a_plan_add_up(city_run: Path, city_prepared: prepare.Prepared) -> None:
+    found = plan.run(changed("train.num_workers=2", "train.steps=7200"), None, city_run)
+    nodes = city_prepared.octree.num_nodes + 1
+    assert sum(found["octree"]["nodes_per_level"]) + 1 == nodes
+    assert found["octree"]["parameters"] * 16 == field_bytes(CONFIG, nodes)
+    assert found["disk_bytes"]["checkpoint"] == checkpoint_bytes(CONFIG, nodes)
+    assert found["tiles"]["count"] == city_prepared.num_tiles
+    heaviest = max(found["ranks"], key=lambda rank: rank["load"])
+    assert heaviest["memory_bytes"]["steps"] == MEASURED.step_bytes
+    for rank in found["ranks"]:
+        memory = rank["memory_bytes"]
+        assert memory["total"] == sum(value for name, value in memory.items() if name != "total")
+        assert memory["fields"] == field_bytes(CONFIG, found["shared_nodes"] + rank["owned_nodes"])
+        assert memory["program"] == MEASURED.program_bytes + plan.WORKER_BYTES
+    hours = 7200 * MEASURED.seconds_per_step * max(1, 2 / found["calibration"]["cores"]) / 3600
+    assert found["hours"]["train"] == pytest.approx(hours) and found["hours"]["limit"] == "train.steps"
+    limited = plan.run(changed("train.max_seconds=18"), None, city_run)["hours"]
+    assert limited["train"] == pytest.approx(0.005) and limited["limit"] == "train.max_seconds"
+
+
+@pytest.mark.usefixtures("_measured")
+def test_only_two_photos_are_decoded_and_some_stand_for_many(city_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    read_photo = plan.read_photo
+    monkeypatch.setattr(plan, "read_photo", lambda scene, photo: decoded.append(photo) or read_photo(scene, photo))
+    whole = plan.run(CONFIG, city_run.parent / "city", None)
+    assert len(decoded) == 2
+    monkeypatch.setattr(plan, "LOOKED_AT", 3)
+    part = plan.run(CONFIG, city_run.parent / "city", None)
+    assert part["tiles"] == whole["tiles"] and part["octree"] == whole["octree"]
+    tiles = [sum(rank["tiles"] for rank in found["ranks"]) for found in (whole, part)]
+    assert tiles[1] == pytest.approx(tiles[0], rel=0.25)
+
+
+@pytest.mark.usefixtures("_measured")
+def test_the_command_prints_json_and_refuses_what_cannot_be_planned(
+    city_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", "--output-dir", str(city_run), "--workers", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["workers"] == 2
+    with pytest.raises(InputError, match="name the photos with --data-root, or a prepared run"):
+        plan.run(CONFIG, None, tmp_path)
+    assert cli.main(["plan", "--data-root", str(tmp_path / "absent")]) == 2
+    assert cli.main(["plan", "--output-dir", str(city_run), "--set", "data.tile_size=8"]) == 2
+    assert "was prepared with data.tile_size=16" in capsys.readouterr().err
+
+
+def workers_of(process: psutil.Process) -> Iterator[psutil.Process]:
+    """Ray Train's workers below a process."""
+    for child in process.children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(child.cmdline()):
+                yield child
+        except psutil.Error:
+            continue
+
+
+def peaks_of(command: list[str], folder: Path) -> list[int]:
+    """Most unique memory that each Train worker of a command had, in bytes, looked at ten times a second."""
+    peaks: dict[int, int] = {}
+    with open(folder / "output.txt", "w") as output:
+        training = subprocess.Popen(
+            [sys.executable, "-m", "pipelines", *command], cwd=folder, env=environment(), stdout=output, stderr=output
+        )
+        while training.poll() is None:
+            for worker in workers_of(psutil.Process(training.pid)):
+                try:
+                    peaks[worker.pid] = max(peaks.get(worker.pid, 0), unique_bytes(worker))
+                except psutil.Error:
+                    continue
+            time.sleep(0.1)
+    assert training.returncode == 0, (folder / "output.txt").read_text()
+    return list(peaks.values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_on_the_demo_city_use_the_memory_that_was_planned(tmp_path: Path, workers: int) -> None:
+    synth.run(tmp_path / "city", blocks=3, photos=24, size=320)
+    shared = ["--config", str(ROOT / "configs/demo.yaml"), "--data-root", "city", "--workers", str(workers)]
+    quick = ("tracking.enabled=false", "train.max_seconds=12", "eval.right_half=false", "scene.test_every=24")
+    shared += ["--output-dir", "run", *(part for key in quick for part in ("--set", key))]
+    planned = subprocess.run(
+        [sys.executable, "-m", "pipelines", "plan", *shared, "--json"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert planned.returncode == 0, planned.stderr
+    found: dict[str, Any] = json.loads(planned.stdout)
+    peaks = peaks_of(["train", *shared], tmp_path)
+    assert len(peaks) == workers
+    predicted = sorted(rank["memory_bytes"]["total"] for rank in found["ranks"])
+    print("planned", [value >> 20 for value in predicted], "used", [value >> 20 for value in sorted(peaks)], "MB")
+    assert sorted(peaks) == pytest.approx(predicted, rel=0.25)
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(row["load_imbalance"]) for row in rows)
+    if workers == 1:
+        assert rows[-1]["load_imbalance"] == 0
+    assert load_config(tmp_path / "run/config.yaml").train.num_workers == workers
