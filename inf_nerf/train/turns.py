@@ -76,7 +76,7 @@ def plan_turns(config: Config, partition_into: Callable[[int], Partition], num_r
     """
     cap, each, least = config.train.node_memory_mb, node_bytes(config), float("inf")
     num_turns, num_nodes = 1, 1
-    while num_turns * num_ranks <= 2 * num_nodes:
+    while num_turns == 1 or num_turns * num_ranks <= 2 * num_nodes:
         partition = partition_into(num_ranks * num_turns)
         num_nodes = len(partition.shared) + sum(map(len, partition.owned))
         held = (len(partition.shared) + max(map(len, partition.owned))) * each / MIB
