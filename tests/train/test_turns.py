@@ -72,9 +72,10 @@ def two_turns(config: Config = IN_TURNS, num_ranks: int = 1) -> Turns:
 
 
 def test_without_a_cap_there_is_one_turn_without_an_end() -> None:
-    turns = plan_turns(IN_TURNS, partition_into, 2)
-    assert turns.partition == partition_into(2)
-    assert (turns.num_turns, turns.at(10**6), turns.end(7)) == (1, 0, None)
+    for num_ranks in (1, 2, 4, 100):
+        turns = plan_turns(IN_TURNS, partition_into, num_ranks)
+        assert turns.partition == partition_into(num_ranks)
+        assert (turns.num_turns, turns.at(10**6), turns.end(7)) == (1, 0, None)
 
 
 def test_turns_follow_each_other_round_and_round() -> None:
@@ -83,7 +84,7 @@ def test_turns_follow_each_other_round_and_round() -> None:
     assert [turns.end(step) for step in (0, 9, 10, 25)] == [10, 10, 20, 30]
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
 def test_there_are_as_few_turns_as_fit_under_the_cap(num_ranks: int) -> None:
     def held(num_turns: int) -> float:
         partition = partition_into(num_ranks * num_turns)
