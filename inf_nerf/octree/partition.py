@@ -75,9 +75,9 @@ def make_partition(octree: Octree, num_ranks: int, shared_upper_levels: int, loa
     At least the first ``shared_upper_levels`` levels are shared.  ``load`` [N] is the work that each node makes, in any
     unit (:func:`inf_nerf.octree.load.node_load`); None: the number of sparse points that end in it.  A rank shall get
     at most SLACK / W of the load and NODES_SLACK / W of the nodes that are not shared.  While one gets more, its
-    heaviest subtree that has children is cut one level deeper, as far as that helps: every rank holds every shared
-    node, and its gradients travel in each step.  The load of shared nodes is nobody's here, since their tiles can go to
-    whoever has the least to do.
+    heaviest subtree that has children is cut one level deeper, as far as that helps or gives work to a rank that has
+    none: every rank holds every shared node, and its gradients travel in each step.  The load of shared nodes is
+    nobody's here, since their tiles can go to whoever has the least to do.
 
     A subtree goes to the rank of its nearest neighbour that stays within these limits, else to the emptiest: rays that
     cross from one rank's nodes to another's train neither well.  Ties go to the smaller key and the smaller rank.
@@ -101,7 +101,8 @@ def make_partition(octree: Octree, num_ranks: int, shared_upper_levels: int, loa
         below = children[dealt.roots[heavy]]
         roots = np.sort(np.concatenate((np.delete(dealt.roots, heavy), below[below >= 0])))
         dealt, rounds = _deal(octree, sizes, roots, num_ranks), rounds + 1
-        if dealt.fullest < best.fullest - GAIN * (len(cut) - cut_of_best):
+        helps = dealt.fullest < best.fullest - GAIN * (len(cut) - cut_of_best)
+        if helps or dealt.num_idle < best.num_idle:  # a rank without work is worth any number of shared nodes
             best, cut_of_best, rounds = dealt, len(cut), 0
     keys = octree.keys
     shared = {BACKGROUND_KEY, *keys[octree.level < shared_upper_levels].tolist()}
@@ -151,6 +152,11 @@ class _Dealt:
     @property
     def fullest(self) -> float:
         return float(self.full.max())
+
+    @property
+    def num_idle(self) -> int:
+        """Ranks without a subtree."""
+        return int((self.full == 0).sum())
 
 
 def _subtree_sizes(octree: Octree, load: Tensor | None) -> NDArray[np.int64]:

@@ -142,6 +142,17 @@ def test_a_cut_that_relieves_nobody_is_not_made() -> None:
     assert partition.shared == {BACKGROUND_KEY, 1}
 
 
+def test_no_rank_of_many_is_left_without_a_subtree() -> None:
+    """Equal subtrees, a few less than ranks: cutting them all relieves nobody, but leaves none without work."""
+    keys, lowest = [1], [1]
+    for _ in range(5):  # a city is flat: four children each
+        lowest = [8 * key + octant for key in lowest for octant in (0, 2, 4, 6)]
+        keys += lowest
+    tree = Octree.from_keys(torch.tensor(keys), torch.ones(len(keys)), 0.1)
+    partition = make_partition(tree, 300, 1, (tree.level == 5).double())
+    assert all(partition.owned) and len(partition.subtrees) == 1024
+
+
 def test_the_load_of_shared_nodes_is_room_for_subtrees() -> None:
     """Half of all work is the root's and can be done anywhere, so a subtree of half the rest is not too heavy."""
     keys = torch.tensor([1, 8, 15, 64, 65, 120])
