@@ -219,15 +219,15 @@ def train_whole(config: Config, num_turns: int, run_dir: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_turns_learn_about_as_much(tmp_path: Path) -> None:
-    """The whole model against photos that were not trained on."""
-    config = tiny_config(train={"steps": 120, "turn_steps": 10, "batch_size": 192, "val_rays": 2048})
+def test_turns_learn_about_as_much_in_as_many_steps_of_each_node(tmp_path: Path) -> None:
+    """The whole model against photos that were not trained on; nodes are in training in one turn out of three."""
     psnr = []
     for num_turns in (1, 3):
+        budget = {"steps": 80 * num_turns, "turn_steps": 10, "batch_size": 192, "val_rays": 2048}
+        config = tiny_config(train=budget)
         path = train_whole(config, num_turns, tmp_path / str(num_turns))
         whole = tiny_work(config).work
         restore(whole, path)
         psnr.append(score_val(whole))
-    print(psnr)
     assert psnr[0] > 14
-    assert psnr[1] > psnr[0] - 1.0
+    assert psnr[1] > psnr[0] - 1.0, psnr
