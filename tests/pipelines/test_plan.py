@@ -137,7 +137,13 @@ def peaks_of(command: list[str], folder: Path) -> list[int]:
 def test_workers_on_the_demo_city_use_the_memory_that_was_planned(tmp_path: Path, workers: int) -> None:
     synth.run(tmp_path / "city", blocks=3, photos=24, size=320)
     shared = ["--config", str(ROOT / "configs/demo.yaml"), "--data-root", "city", "--workers", str(workers)]
-    quick = ("tracking.enabled=false", "train.max_seconds=12", "eval.right_half=false", "scene.test_every=24")
+    quick = (
+        "tracking.enabled=false",
+        "train.max_seconds=12",
+        "train.log_every=1",
+        "eval.right_half=false",
+        "scene.test_every=24",
+    )
     shared += ["--output-dir", "run", *(part for key in quick for part in ("--set", key))]
     planned = subprocess.run(
         [sys.executable, "-m", "pipelines", "plan", *shared, "--json"],
