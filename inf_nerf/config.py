@@ -203,6 +203,7 @@ class EvalConfig(Section):
     appearance_steps: Annotated[int, Field(ge=0)] = 100
     appearance_rays: Count = 1024
     appearance_lr: Positive = 0.05
+    lpips_backbone: Path | None = None  # torchvision's weights of AlexNet or VGG-16; nothing is ever downloaded
     sheet_photos: Annotated[int, Field(ge=0)] = 4
 
 

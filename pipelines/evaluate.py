@@ -1,4 +1,4 @@
-"""Stage ``eval``: score the held-out photos of a run, write ``eval.json`` and an image sheet, print a table.
+"""Stage ``eval``: score held-out photos of a run, write ``eval.json``, ``eval.csv`` and an image sheet, print a table.
 
 A result is used again while the checkpoint and the settings are the same; ``eval_key.json`` beside it says for which
 it holds.
@@ -13,7 +13,6 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
@@ -27,8 +26,9 @@ from inf_nerf.scene.scene import DESCRIPTION
 from inf_nerf.train.evaluation import View, evaluate, require_test_photos, work
 from inf_nerf.train.manifest import MANIFEST, config_of, latest_checkpoint, read_manifest
 from inf_nerf.train.opened import Checkpoint, StoredCheckpoint, load_checkpoint, open_checkpoint
+from pipelines.scores import as_csv, differences, table
 
-FORMAT = 2  # of the result; raised when a value changes its meaning, so that old results are not used again
+FORMAT = 3  # of the result; raised when a value changes its meaning, so that old results are not used again
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,10 @@ class Files:
         return self.folder / f"{self._stem}_key.json"
 
     @property
+    def csv(self) -> Path:
+        return self.folder / f"{self._stem}.csv"
+
+    @property
     def sheet(self) -> Path:
         return self.folder / f"pictures/{self._stem}_sheet.png"
 
@@ -61,13 +65,15 @@ def run(
     checkpoint: Place | None = None,
     memory_budget: str | None = None,
     out: Path | None = None,
+    baseline: Place | None = None,
 ) -> dict[str, Any]:
     """Evaluate a run's checkpoint (default: the latest) and return the content of ``eval.json``.
 
     ``run_dir`` may also be a checkpoint.  ``config`` defaults to the checkpoint's; only its evaluation settings matter.
     Under a ``memory_budget`` such as ``64MB`` or ``25%`` of the model the result is ``eval_<bytes>B.json``.  Files go
-    to ``out``, by default into the run.  Raises :class:`InputError` where there is no checkpoint, no test photos,
-    photos that cannot be read, or no folder to write to.
+    to ``out``, by default into the run.  What another run, the ``baseline``, scores is shown beside it.  Raises
+    :class:`InputError` where there is no checkpoint, no test photos, photos that cannot be read, or no folder to write
+    to, and where the baseline has other test photos.
     """
     console = Console()
     path = checkpoint or find_checkpoint(run_dir)
@@ -88,6 +94,8 @@ def run(
             soft_wrap=True,
         )
     console.print(table(result))
+    if baseline is not None:
+        console.print(differences(result, run(baseline)))
     return result
 
 
@@ -110,42 +118,6 @@ def run_of(named: Place) -> Place | None:
         return named
     above = named.parent.parent
     return above if (above / DESCRIPTION).is_file() else None
-
-
-def table(result: dict[str, Any]) -> Table:
-    """The scores by pyramid level, for the screen."""
-    right = result.get("right_half")
-    shown = Table(title="Held-out photos (PSNR in dB / SSIM)", title_justify="left")
-    shown.add_column("pyramid level")
-    shown.add_column("size", justify="right")
-    shown.add_column("plain", justify="right")
-    if right:
-        shown.add_column("right half", justify="right")
-    for index, level in enumerate(result["levels"]):
-        cells = [str(level["level"]), f"{level['width']} x {level['height']}", _pair(level)]
-        if right:
-            cells.append(_pair(right["levels"][index]) if index < len(right["levels"]) else "")
-        shown.add_row(*cells)
-    shown.add_section()
-    protocols = [result, right] if right else [result]
-    shown.add_row("mean", "", *(_pair(scores) for scores in protocols))
-    shown.add_row("mean, colour-corrected", "", *(_pair(scores["colour_corrected"]) for scores in protocols))
-    shown.add_row("level 0, colour-corrected", "", *(_pair(scores["colour_corrected"], "0") for scores in protocols))
-    shown.add_row("level 0, floor: mean colour", "", *(f"{scores['psnr0_floor']:.2f}" for scores in protocols))
-    shares = ", ".join(f"{level}: {100 * share:.1f} %" for level, share in result["level_share"].items())
-    nodes, size = (_mean(result["images"], name) for name in ("nodes_touched", "bytes_touched"))
-    shown.caption = (
-        f"{result['num_nodes']} nodes, {result['model_bytes'] / 1e6:.1f} MB; "
-        f"a level-0 view touches {nodes:.1f} nodes, {size / 1e6:.1f} MB."
-        f"\nShare of the pictures answered by each octree level - {shares}"
-    )
-    if memory := result.get("memory"):
-        shown.caption += (
-            f"\nAt most {memory['peak_bytes'] / 1e6:.1f} MB of nodes were held, of {memory['budget_bytes'] / 1e6:.1f} "
-            f"MB allowed; {memory['bytes_read'] / 1e6:.1f} MB were read."
-        )
-    shown.caption_justify = "left"
-    return shown
 
 
 def _evaluate(
@@ -187,6 +159,7 @@ def _evaluate(
         write_atomic(files.sheet, evaluation_sheet(rows, loaded.model.octree.num_levels))
     files.key.unlink(missing_ok=True)
     write_atomic(files.result, content)
+    write_atomic(files.csv, as_csv(result))
     write_atomic(files.key, json.dumps({"key": key, "sha256": _sha256(content)}) + "\n")
     return result
 
@@ -233,14 +206,6 @@ def _reusable(files: Files, key: str) -> dict[str, Any] | None:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _pair(scores: dict[str, Any], level: str = "") -> str:
-    return f"{scores['psnr' + level]:.2f} / {scores['ssim' + level]:.3f}"
-
-
-def _mean(images: list[dict[str, Any]], key: str) -> float:
-    return sum(image[key] for image in images) / len(images)
 
 
 if __name__ == "__main__":

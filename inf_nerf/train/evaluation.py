@@ -30,11 +30,15 @@ from inf_nerf.scene.cameras import Cameras
 from inf_nerf.scene.photos import area_resize
 from inf_nerf.scene.scene import Scene
 from inf_nerf.train.appearance import fit_appearance
-from inf_nerf.train.metrics import ImageScores, colour_corrected, image_scores, psnr
+from inf_nerf.train.distances import BandSums, DepthErrors, PointsOfPhotos, band_sums
+from inf_nerf.train.metrics import ImageScores, colour_corrected, compare_images, image_scores, psnr
+from inf_nerf.train.perceptual import Lpips
 from inf_nerf.train.seams import SeamErrors, seam_errors
 
 DIGITS = 6  # decimals kept in the result
 BACKGROUND = "background"  # the field outside the root cube, in shares of levels
+SCORES = ("psnr", "ssim", "lpips")
+NO_LPIPS = "eval.lpips_backbone names no weights of AlexNet or VGG-16"
 
 PhotoReader = Callable[[int], tuple[NDArray[np.uint8], NDArray[np.bool_] | None]]
 
@@ -91,6 +95,8 @@ class _Part:
     image: dict[str, Any] | None  # level 0
     share: Tensor  # [M] compositing weight of each node over all levels
     seams: SeamErrors  # of level 0, colour-corrected
+    bands: BandSums  # of level 0
+    depth: DepthErrors  # of level 0
     view: View | None  # level 0
 
 
@@ -109,7 +115,7 @@ def evaluate(
     time, or so many chunks of one photo where the model answers part by part.  ``on_rays`` hears how many rays were
     finished (:func:`work` says how many there are), ``on_view`` gets each level-0 picture of the plain protocol, in
     order; the former and ``read`` are called from the workers.  Raises :class:`InputError` if there is nothing to
-    score.
+    score, or no network where ``eval.lpips_backbone`` says.
     """
     scene, model = checkpoint.scene, checkpoint.model
     require_test_photos(scene)
@@ -129,6 +135,10 @@ def evaluate(
     result["model_bytes"] = int(scorer.node_bytes.sum())
     result["level_share"] = level_share(torch.stack([part.share for part in whole]).sum(dim=0), model.octree)
     result["seams"] = sum((part.seams for part in whole), SeamErrors()).figures()
+    result["distance_bands"] = sum((part.bands for part in whole), BandSums()).figures()
+    result["depth"] = sum((part.depth for part in whole), DepthErrors()).figures()
+    if config.eval.lpips_backbone is None:
+        result["lpips_missing"] = NO_LPIPS
     if config.eval.right_half:
         result["right_half"] = _summary(right, scene)
     return _rounded(result)
@@ -220,6 +230,9 @@ class _Scorer:
         self.mean_colour = torch.as_tensor(checkpoint.mean_colour, dtype=torch.float32).cpu()  # [3]
         self.node_bytes = torch.as_tensor(checkpoint.node_bytes, dtype=torch.int64).cpu()  # [M]
         self.borders = Borders(self.model.octree.to("cpu"), checkpoint.subtrees)
+        self.points = PointsOfPhotos(self.scene)
+        backbone = config.eval.lpips_backbone
+        self.lpips = Lpips.load(backbone) if backbone is not None else None
 
     def score(self, photo: int) -> tuple[_Part, _Part | None]:
         """The plain protocol, and the right-half one if it is switched on."""
@@ -255,7 +268,8 @@ class _Scorer:
         plain: dict[int, ImageScores] = {}
         corrected: dict[int, ImageScores] = {}
         share = torch.zeros(len(self.node_bytes), dtype=torch.float64)
-        floor, image, view, seams = None, None, None, SeamErrors()
+        floor, image, view = None, None, None
+        seams, bands, depth = SeamErrors(), BandSums(), DepthErrors()
         for level, ((target, counted), crop) in enumerate(zip(targets, crops, strict=True)):
             if crop is None:
                 continue
@@ -264,23 +278,27 @@ class _Scorer:
                 continue
             rendered = self._render(photo, level, crop, appearance)
             share += rendered.share.double()
-            plain[level] = image_scores(rendered.rgb, target, counted)
+            plain[level], maps = compare_images(rendered.rgb, target, counted, self.lpips)
             in_its_colours = colour_corrected(rendered.rgb, target, counted)
-            corrected[level] = image_scores(in_its_colours, target, counted)
+            corrected[level] = image_scores(in_its_colours, target, counted, self.lpips)
             if level == 0:
                 if crop.left == 0:
                     rays = self.scene.cameras.image_rays(photo, 0)
-                    seams = seam_errors(self.borders, rays, rendered, in_its_colours - target, counted)
+                    difference = in_its_colours - target
+                    seams = seam_errors(self.borders, rays, rendered, difference, counted)
+                    bands = band_sums(rendered, maps, difference.double().square().mean(-1), counted)
+                    depth = self.points.errors(photo, rendered)
                 name = self.scene.photos[photo].name
                 floor = psnr(float((target - self.mean_colour)[counted].double().square().mean()))
                 image = {
                     "name": name,
                     **asdict(plain[level]),
+                    "psnr_corrected": corrected[level].psnr,
                     "nodes_touched": int(rendered.touched.sum()),
                     "bytes_touched": int(self.node_bytes[rendered.touched].sum()),
                 }
                 view = View(name, target, rendered, plain[level])
-        return _Part(plain, corrected, floor, image, share, seams, view)
+        return _Part(plain, corrected, floor, image, share, seams, bands, depth, view)
 
     def _render(self, photo: int, level: int, crop: Crop, appearance: Tensor) -> RenderedImage:
         return render_image(
@@ -310,30 +328,29 @@ def _summary(parts: list[_Part], scene: Scene) -> dict[str, Any]:
         width, height = scene.cameras.level_size(scene.test[0], level)
         size = {"level": level, "width": width, "height": height}
         levels.append(size | _mean([part.plain[level] for part in parts if level in part.plain]))
-        corrected.append(_mean([part.corrected[level] for part in parts if level in part.corrected]))
+        corrected.append({"level": level} | _mean([part.corrected[level] for part in parts if level in part.corrected]))
     return {
         **_over_levels(levels),
         "psnr0_floor": float(np.mean([part.floor for part in parts if part.floor is not None])),
         "levels": levels,
         "images": [part.image for part in parts if part.image is not None],
-        "colour_corrected": _over_levels(corrected),
+        "colour_corrected": {**_over_levels(corrected), "levels": corrected},
     }
 
 
-def _mean(scores: list[ImageScores]) -> dict[str, float]:
-    return {
-        "psnr": float(np.mean([score.psnr for score in scores])),
-        "ssim": float(np.mean([score.ssim for score in scores])),
-    }
+def _mean(scores: Sequence[ImageScores]) -> dict[str, float | None]:
+    """The mean of each score; None where one is missing."""
+    return {name: _mean_of([getattr(score, name) for score in scores]) for name in SCORES}
 
 
-def _over_levels(levels: list[dict[str, Any]]) -> dict[str, float]:
-    return {
-        "psnr": float(np.mean([level["psnr"] for level in levels])),
-        "ssim": float(np.mean([level["ssim"] for level in levels])),
-        "psnr0": levels[0]["psnr"],
-        "ssim0": levels[0]["ssim"],
-    }
+def _over_levels(levels: list[dict[str, Any]]) -> dict[str, float | None]:
+    means = {name: _mean_of([level[name] for level in levels]) for name in SCORES}
+    return means | {f"{name}0": levels[0][name] for name in SCORES}
+
+
+def _mean_of(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def _rounded(value: Any) -> Any:

@@ -5,10 +5,14 @@ Pictures are float tensors [h, w, 3] of sRGB-encoded colours in [0, 1]; a mask [
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+if TYPE_CHECKING:  # so that peers, which score themselves with this module, need nothing more
+    from inf_nerf.train.perceptual import Lpips
 
 SMALLEST_MSE = 1e-10  # a perfect picture scores 100 dB instead of infinity, which JSON cannot hold
 SSIM_WINDOW = 11  # side in pixels of the Gaussian window with standard deviation 1.5
@@ -16,10 +20,20 @@ SSIM_WINDOW = 11  # side in pixels of the Gaussian window with standard deviatio
 
 @dataclass(frozen=True)
 class ImageScores:
-    """Peak signal-to-noise ratio in dB and structural similarity of one picture."""
+    """Peak signal-to-noise ratio in dB, structural similarity, and LPIPS where there is a network for it."""
 
     psnr: float
     ssim: float
+    lpips: float | None = None
+
+
+@dataclass(frozen=True)
+class ScoreMaps:
+    """What every pixel of a picture adds to its scores; meaningful where the mask was true."""
+
+    squared_error: Tensor  # [h, w] float64, mean over the channels
+    ssim: Tensor  # [h, w]
+    lpips: Tensor | None  # [h, w]
 
 
 def psnr(mse: float) -> float:
@@ -27,31 +41,43 @@ def psnr(mse: float) -> float:
     return -10.0 * math.log10(max(mse, SMALLEST_MSE))
 
 
-def image_scores(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> ImageScores:
-    """PSNR and SSIM of ``pred`` [h, w, 3] against ``target`` [h, w, 3] over the true pixels of ``mask`` [h, w].
+def image_scores(pred: Tensor, target: Tensor, mask: Tensor | None = None, lpips: "Lpips | None" = None) -> ImageScores:
+    """The scores of :func:`compare_images` alone."""
+    return compare_images(pred, target, mask, lpips)[0]
+
+
+def compare_images(
+    pred: Tensor, target: Tensor, mask: Tensor | None = None, lpips: "Lpips | None" = None
+) -> tuple[ImageScores, ScoreMaps]:
+    """Scores of ``pred`` [h, w, 3] against ``target`` [h, w, 3] over the true pixels of ``mask`` [h, w].
 
     SSIM uses the usual 11 px Gaussian window (sigma 1.5) with reflected borders and averages the SSIM map over the
     counted pixels; pixels that do not count take the photo's mean colour in both pictures first, so that they cannot
     disturb their neighbours.  A picture with a side below 11 px is extended to 11 px by repeating its last row or
-    column, in both pictures alike, and only its own pixels are averaged.  Raises ValueError where no pixel counts.
+    column, in both pictures alike, and only its own pixels are averaged.  LPIPS is the published value for a whole
+    picture, and the mean of its map over the counted pixels of a masked one.  Raises ValueError where no pixel counts.
     """
     # here, because it brings scipy along: seconds that every process of a training would wait for at its start
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     _check(pred, target, mask)
+    whole = mask is None or bool(mask.all())
     if mask is None:
         mask = torch.ones(pred.shape[:2], dtype=torch.bool)
-    counted = pred[mask], target[mask]
-    error = float((counted[0] - counted[1]).double().square().mean())
+    squared_error = (pred - target).double().square().mean(-1)  # [h, w]
     height, width = mask.shape
-    neutral = counted[1].mean(dim=0)  # [3]
+    neutral = target[mask].mean(dim=0)  # [3]
     pair = torch.where(mask[..., None], torch.stack([pred, target]), neutral)  # [2, h, w, 3]
-    pair = pair.permute(0, 3, 1, 2)
+    channels = pair.permute(0, 3, 1, 2)
     missing = (0, max(0, SSIM_WINDOW - width), 0, max(0, SSIM_WINDOW - height))
-    pair = functional.pad(pair, missing, mode="replicate")
-    result = structural_similarity_index_measure(pair[:1], pair[1:], data_range=1.0, return_full_image=True)
+    channels = functional.pad(channels, missing, mode="replicate")
+    result = structural_similarity_index_measure(channels[:1], channels[1:], data_range=1.0, return_full_image=True)
     similarity = result[1][0, :, :height, :width].mean(dim=0)  # [h, w]
-    return ImageScores(psnr(error), float(similarity[mask].double().mean()))
+    difference, where = lpips.compare(pair[0], pair[1]) if lpips is not None else (None, None)
+    if where is not None and not whole:
+        difference = float(where[mask].double().mean())
+    scores = ImageScores(psnr(float(squared_error[mask].mean())), float(similarity[mask].double().mean()), difference)
+    return scores, ScoreMaps(squared_error, similarity, where)
 
 
 def colour_corrected(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

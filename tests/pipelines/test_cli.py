@@ -131,7 +131,7 @@ def test_eval_and_render_leave_the_choice_of_settings_to_the_checkpoint(
 ) -> None:
     evaluated, rendered = stage("evaluate"), stage("render")
     assert cli.main(["eval", str(tmp_path)]) == 0
-    assert evaluated == [((tmp_path, None, None, None, None), {})]
+    assert evaluated == [((tmp_path, None, None, None, None, None), {})]
     assert cli.main(["render", str(tmp_path), "--path", "zoom", "--out", "z.mp4", "--mode", "level"]) == 0
     assert rendered == [((tmp_path, "zoom", Path("z.mp4")), {"mode": "level", "config": None, "memory_budget": None})]
 

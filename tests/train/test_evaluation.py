@@ -108,14 +108,17 @@ def test_two_evaluations_are_byte_identical_and_hold_the_documented_keys() -> No
     ]
     assert texts[0] == texts[1]
     result = json.loads(texts[0])
-    scores = {"psnr", "ssim", "psnr0", "ssim0"}
+    scores = {"psnr", "ssim", "lpips", "psnr0", "ssim0", "lpips0"}
     protocol = {*scores, "psnr0_floor", "levels", "images", "colour_corrected"}
-    assert set(result) == {*protocol, "num_nodes", "model_bytes", "level_share", "seams", "right_half"}
+    of_model = {"num_nodes", "model_bytes", "level_share", "seams", "distance_bands", "depth", "lpips_missing"}
+    assert set(result) == {*protocol, *of_model, "right_half"}
     assert set(result["right_half"]) == protocol
-    assert set(result["colour_corrected"]) == scores
-    assert set(result["levels"][0]) == {"level", "width", "height", "psnr", "ssim"}
+    assert set(result["colour_corrected"]) == {*scores, "levels"}
+    assert set(result["levels"][0]) == {"level", "width", "height", "psnr", "ssim", "lpips"}
+    assert set(result["colour_corrected"]["levels"][0]) == {"level", "psnr", "ssim", "lpips"}
+    assert result["lpips"] is None and "eval.lpips_backbone" in result["lpips_missing"]
     image = result["images"][0]
-    assert set(image) == {"name", "psnr", "ssim", "nodes_touched", "bytes_touched"}
+    assert set(image) == {"name", "psnr", "ssim", "lpips", "psnr_corrected", "nodes_touched", "bytes_touched"}
     assert [entry["name"] for entry in result["images"]] == ["flight/004.png", "flight/005.png"]
     assert (result["num_nodes"], result["model_bytes"]) == (2, 147)
     assert sum(result["level_share"].values()) == pytest.approx(1, abs=1e-5)
