@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.job import folder
+
 if TYPE_CHECKING:
     from inf_nerf.config import Config
     from inf_nerf.places import Place
@@ -34,6 +36,11 @@ class Mode(StrEnum):
     LEVEL = "level"
 
 
+def as_folder(option: typer.CallbackParam, path: Path | None) -> Path | None:
+    """The folder that an option names; :class:`InputError` where nothing that is kept may lie."""
+    return None if path is None else folder(option.opts[0], path)
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -46,7 +53,9 @@ Level = Annotated[LogLevel, typer.Option("--log-level", case_sensitive=False, he
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML file of config keys that differ from the defaults; see configs/.")
 ]
-RunDirectory = Annotated[Path, typer.Option("--output-dir", help="The run directory; made if it does not exist.")]
+RunDirectory = Annotated[
+    Path, typer.Option("--output-dir", callback=as_folder, help="The run directory; made if it does not exist.")
+]
 Run = Annotated[
     str,
     typer.Argument(

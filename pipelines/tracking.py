@@ -24,6 +24,7 @@ from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 from inf_nerf.files import write_atomic
 from inf_nerf.octree.topology import Octree
+from pipelines.job import refuse_temporary_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,8 +42,21 @@ log = logging.getLogger(__name__)
 
 
 def tracking_uri(config: Config) -> str:
-    """The MLflow store: ``tracking.uri``, else ``MLFLOW_TRACKING_URI``, else a database in the working directory."""
-    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    """The MLflow store: ``tracking.uri``, else ``MLFLOW_TRACKING_URI``, else a database in the working directory.
+
+    Raises :class:`InputError` for one in the working directory of a Ray job.
+    """
+    named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = named or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    if config.tracking.enabled:
+        refuse_temporary_store(uri, is_default=not named)
+    return uri
+
+
+def artifacts_of(uri: str) -> str | None:
+    """Where files of a new experiment go: beside a database, wherever this process works; None: where a server says."""
+    scheme, _, path = uri.partition("://")
+    return str(Path(path[1:]).absolute().parent / "mlruns") if scheme.startswith("sqlite") else None
 
 
 class Tracker:
@@ -171,7 +185,11 @@ class Tracker:
                 f"The MLflow experiment {tracking.experiment!r} in {without_password(self.uri)} is deleted; "
                 "restore it or choose another name with tracking.experiment."
             )
-        experiment_id = experiment.experiment_id if experiment else client.create_experiment(tracking.experiment)
+        experiment_id = (
+            experiment.experiment_id
+            if experiment
+            else client.create_experiment(tracking.experiment, artifact_location=artifacts_of(self.uri))
+        )
         run_id = self._earlier_run(client, experiment_id)
         if run_id is None:
             from mlflow.tracking.context.registry import resolve_tags

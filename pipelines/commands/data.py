@@ -14,13 +14,16 @@ from pipelines.options import (
     LogLevel,
     Overrides,
     RunDirectory,
+    as_folder,
     configure,
     start_logging,
 )
 
 
 def synth(
-    out: Annotated[Path, typer.Option("--out", help="Where the COLMAP folder of the city is written.")],
+    out: Annotated[
+        Path, typer.Option("--out", callback=as_folder, help="Where the COLMAP folder of the city is written.")
+    ],
     blocks: Annotated[int, typer.Option(help="City blocks along each side.")] = 4,
     photos: Annotated[int, typer.Option(help="Photos, from several heights.")] = 60,
     size: Annotated[int, typer.Option(help="Longest side of a photo in pixels.")] = 480,
@@ -42,7 +45,9 @@ def synth(
 
 
 def prepare(
-    data_root: Annotated[Path, typer.Option("--data-root", help="Folder with the photos and their COLMAP model.")],
+    data_root: Annotated[
+        Path, typer.Option("--data-root", callback=as_folder, help="Folder with the photos and their COLMAP model.")
+    ],
     output_dir: RunDirectory,
     config: ConfigFile = None,
     overrides: Overrides = None,
@@ -63,9 +68,12 @@ def prepare(
 
 def plan(
     config: ConfigFile = None,
-    data_root: Annotated[Path | None, typer.Option("--data-root", help="As for prepare.")] = None,
+    data_root: Annotated[Path | None, typer.Option("--data-root", callback=as_folder, help="As for prepare.")] = None,
     output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", help="A run directory; if it is prepared, its tiles are read.")
+        Path | None,
+        typer.Option(
+            "--output-dir", callback=as_folder, help="A run directory; if it is prepared, its tiles are read."
+        ),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Ray Train workers (train.num_workers).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,

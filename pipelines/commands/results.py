@@ -15,6 +15,7 @@ from pipelines.options import (
     Mode,
     Overrides,
     Run,
+    as_folder,
     configure,
     start_logging,
 )
@@ -26,7 +27,9 @@ def evaluate(
         str | None, typer.Option(help="A directory below RUN/checkpoints; the latest if not given.")
     ] = None,
     memory_budget: MemoryBudget = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the result; RUN if not given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", callback=as_folder, help="Folder for the result; RUN if not given.")
+    ] = None,
     baseline: Annotated[
         str | None, typer.Option(metavar="RUN", help="Another run of the same photos; shows the differences to it.")
     ] = None,
@@ -58,7 +61,11 @@ def render(
     ],
     out: Annotated[
         Path,
-        typer.Option("--out", help="A video (.mp4), a picture of the first frame (.png), or a directory of stills."),
+        typer.Option(
+            "--out",
+            callback=as_folder,
+            help="A video (.mp4), a picture of the first frame (.png), or a directory of stills.",
+        ),
     ],
     mode: Annotated[Mode, typer.Option(help="What to show: level is the octree level that answered.")] = Mode.COLOUR,
     memory_budget: MemoryBudget = None,

@@ -14,6 +14,7 @@ from pipelines.options import (
     LogLevel,
     Overrides,
     RunDirectory,
+    as_folder,
     configure,
     start_logging,
 )
@@ -24,7 +25,11 @@ def train(
     config: ConfigFile = None,
     data_root: Annotated[
         Path | None,
-        typer.Option("--data-root", help="As for prepare, which runs first if it has not; else not needed."),
+        typer.Option(
+            "--data-root",
+            callback=as_folder,
+            help="As for prepare, which runs first if it has not; else not needed.",
+        ),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Ray Train workers (train.num_workers); 0: in this process.")
@@ -72,7 +77,9 @@ def train(
 
 
 def demo(
-    output_dir: Annotated[Path, typer.Option("--output-dir", help="The demo's run directory.")] = Path("runs/demo"),
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", callback=as_folder, help="The demo's run directory.")
+    ] = Path("runs/demo"),
     overrides: Overrides = None,
     log_level: Level = LogLevel.INFO,
 ) -> None:

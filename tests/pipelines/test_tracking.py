@@ -14,7 +14,7 @@ from inf_nerf.config import Config, load_config
 from inf_nerf.errors import InputError
 from inf_nerf.octree.topology import Octree
 from pipelines import tracking
-from pipelines.tracking import Tracker, numbers, tracking_uri, without_password
+from pipelines.tracking import Tracker, artifacts_of, numbers, tracking_uri, without_password
 
 
 @pytest.fixture
@@ -200,6 +200,20 @@ def test_switched_off_nothing_is_imported_or_written(run_dir: Path, monkeypatch:
         tracker.log_checkpoint(run_dir, "abc")
     assert tracker.run_id is None
     assert list(run_dir.iterdir()) == []
+
+
+def test_files_go_beside_the_database_wherever_the_process_works(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere, run_dir = tmp_path / "elsewhere", tmp_path / "run"
+    for folder in (elsewhere, run_dir):
+        folder.mkdir()
+    monkeypatch.chdir(elsewhere)
+    with Tracker(load_config(overrides=["tracking.experiment=beside"]), run_dir):
+        pass
+    assert list((tmp_path / "mlruns").rglob("config.yaml"))
+    assert list(elsewhere.iterdir()) == []
+    assert artifacts_of("http://10.0.0.1:5000") is None  # the server's
 
 
 def test_the_config_comes_before_the_environment_before_the_working_directory(
