@@ -6,7 +6,7 @@ it holds.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from inf_nerf.render.budget import budget_bytes
 from inf_nerf.render.parallel import available_cores
 from inf_nerf.render.sheet import SheetRow, evaluation_sheet
 from inf_nerf.scene.photos import read_mask, read_photo
-from inf_nerf.scene.scene import DESCRIPTION
+from inf_nerf.scene.scene import DESCRIPTION, Scene
 from inf_nerf.train.evaluation import View, evaluate, require_test_photos, work
 from inf_nerf.train.manifest import MANIFEST, config_of, latest_checkpoint, read_manifest
 from inf_nerf.train.opened import Checkpoint, StoredCheckpoint, load_checkpoint, open_checkpoint
@@ -86,6 +86,7 @@ def run(
     if result is None:
         loaded = load_checkpoint(path) if budget is None else open_checkpoint(path).within(budget)
         require_test_photos(loaded.scene)
+        loaded = replace(loaded, scene=with_points(loaded.scene, run_of(path) or run_dir))
         result = _evaluate(files, loaded, settings, console, key)
     else:
         console.print(
@@ -162,6 +163,12 @@ def _evaluate(
     write_atomic(files.csv, as_csv(result))
     write_atomic(files.key, json.dumps({"key": key, "sha256": _sha256(content)}) + "\n")
     return result
+
+
+def with_points(scene: Scene, run_dir: Place) -> Scene:
+    """The scene of a checkpoint with the sparse points that its run has; one that lies alone has none."""
+    folder = run_of(run_dir)
+    return scene if folder is None else Scene.load(folder)
 
 
 def memory_figures(loaded: StoredCheckpoint) -> dict[str, int]:

@@ -24,10 +24,9 @@ from inf_nerf.render.paths import CameraPath, named_path
 from inf_nerf.render.sheet import draw_legend, png_bytes
 from inf_nerf.render.stored_model import StoredModel
 from inf_nerf.render.video import VIDEO_SUFFIXES, FrameSink, still_writer, video_writer
-from inf_nerf.scene.scene import Scene
 from inf_nerf.train.evaluation import level_share
 from inf_nerf.train.opened import Checkpoint, StoredCheckpoint, load_checkpoint, open_checkpoint
-from pipelines.evaluate import find_checkpoint, memory_figures, run_of
+from pipelines.evaluate import find_checkpoint, memory_figures, with_points
 
 MODES = ("colour", "depth", "level")
 DEPTH_MEMORY = 0.85  # part of the depth scale kept from frame to frame, so that its colours do not flicker
@@ -61,7 +60,7 @@ def run(
     settings = config or checkpoint.config
     octree = checkpoint.model.octree
     finest_footprint = ZOOM_END * float(octree.gsd.min()) / settings.octree.footprint_px
-    cameras = named_path(path, _scene(run_dir, checkpoint), settings.render, finest_footprint)
+    cameras = named_path(path, with_points(checkpoint.scene, run_dir), settings.render, finest_footprint)
     width, height = cameras.cameras.level_size(0, 0)
     num_frames = 1 if out.suffix == ".png" and not is_folder else len(cameras)
     sink: AbstractContextManager[FrameSink]
@@ -182,12 +181,6 @@ def _open(path: Place, memory_budget: str | None) -> Checkpoint | StoredCheckpoi
         return load_checkpoint(path)
     opened = open_checkpoint(path)
     return opened.within(budget_bytes(memory_budget, opened.model_bytes))
-
-
-def _scene(run_dir: Place, checkpoint: Checkpoint | StoredCheckpoint) -> Scene:
-    """The run's scene; a checkpoint that lies alone carries one without sparse points."""
-    folder = run_of(run_dir)
-    return checkpoint.scene if folder is None else Scene.load(folder)
 
 
 def _frame(model: Any, path: CameraPath, frame: int, settings: Config) -> RenderedImage:

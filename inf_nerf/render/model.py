@@ -109,6 +109,13 @@ class Model:
         other.empty_space = EmptySpace(octree, cells)
         return other
 
+    def without_background(self) -> "Model":
+        """The same scene with the backdrop behind the cube."""
+        other = copy.copy(self)
+        sampler = self.config.sampler.model_copy(update={"background_samples": 0})
+        other.config = self.config.model_copy(update={"sampler": sampler})
+        return other
+
     @property
     def occupancy(self) -> Occupancy:
         """The cells as training finds them out."""

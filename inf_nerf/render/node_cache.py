@@ -1,9 +1,10 @@
 """Nodes held under a byte budget: those of the view at hand, and of what is left the most recently used.
 
-Letters: m nodes of a view (the background among them), K rows.  The packed tensors of one :class:`Field` and one
-:class:`Cells` with K rows are the cache.  A view's nodes occupy rows 0 to m - 1 in the order of their keys, the
-background last, so that a model over them is an ordinary one; nodes of earlier views lie in the rows behind, and the
-least recently used of them makes room.  Rows are moved when the view changes; nothing is held twice.
+Letters: m nodes of a view (the background among them, unless there is room for the root alone), K rows.  The packed
+tensors of one :class:`Field` and one :class:`Cells` with K rows are the cache.  A view's nodes occupy rows 0 to m - 1
+in the order of their keys, the background last, so that a model over them is an ordinary one; nodes of earlier views
+lie in the rows behind, and the least recently used of them makes room.  Rows are moved when the view changes; nothing
+is held twice.
 
 A part of the budget is kept for nodes that threads read ahead.  Not in the budget are the tree, the scene grid (2.4 MB)
 and the file that is being decoded.
@@ -28,7 +29,6 @@ from inf_nerf.octree.topology import BACKGROUND_KEY, ROOT_KEY
 AHEAD = 8  # one part in so many of the budget is for reading ahead, if a node fits into it
 READERS = 3  # threads that read ahead
 PIECE = 2**16  # bytes exchanged at once where two rows change places
-LEAST_ROWS = 2  # the root and the background
 
 
 class NodeSource(Protocol):
@@ -66,18 +66,18 @@ class NodeCache:
         num_nodes: int,  # of the whole model with the background; more rows are never needed
         device: torch.device | str = "cpu",
     ) -> None:
-        """Raises :class:`InputError` for a budget that does not hold the root and the background."""
+        """Raises :class:`InputError` for a budget that does not hold the root."""
         none, res = torch.zeros(0, dtype=torch.int64), config.sampler.occupancy_res
         self.row_bytes = Field(config.field, none, None, device).node_bytes + res**3
         ahead = budget // AHEAD if source.nbytes(ROOT_KEY) <= budget // AHEAD else 0
         num_rows = min(num_nodes, (budget - ahead) // self.row_bytes)
-        if num_rows < LEAST_ROWS:
-            least = LEAST_ROWS * self.row_bytes
+        if num_rows < 1:
             raise InputError(
-                f"The memory budget of {budget:,} bytes does not hold the root and the background, which take "
-                f"{least:,}; allow at least {-(-least // 10**6)}MB."
+                f"The memory budget of {budget:,} bytes does not hold the root, which takes {self.row_bytes:,}; allow "
+                f"at least {-(-self.row_bytes // 10**6)}MB."
             )
         self.budget = budget
+        self.holds_background = num_rows > 1
         self._source = source
         self._keys: list[int | None] = [None] * num_rows  # of the node in each row
         self._used: dict[int, int] = {}  # resident key -> the last view that it was of
@@ -94,6 +94,11 @@ class NodeCache:
         return len(self._keys)
 
     @property
+    def room(self) -> int:
+        """Octree nodes that fit."""
+        return self.num_rows - self.holds_background
+
+    @property
     def resident_bytes(self) -> int:
         """Of nodes in rows, read ahead, or being read ahead; never more than the budget."""
         return len(self._used) * self.row_bytes + self._ahead.held
@@ -104,12 +109,13 @@ class NodeCache:
         return self._ahead.bytes_read
 
     def hold(self, keys: Tensor) -> tuple[Field, Cells]:
-        """The values of the octree nodes ``keys`` [m - 1], ascending, and of the background, until the next call.
+        """The values of the octree nodes ``keys`` [m - 1], ascending, and of the background, if it is held at all,
+        until the next call.
 
         Nodes that are not there are read; raises what the source raises, after which nothing of the view counts as
         held but what was.  ValueError if they are more than fit.
         """
-        wanted = [*keys.tolist(), BACKGROUND_KEY]
+        wanted = [*keys.tolist(), *([BACKGROUND_KEY] if self.holds_background else [])]
         if len(wanted) > self.num_rows:
             raise ValueError(f"{len(wanted)} nodes do not fit into {self.num_rows} rows")
         self._view += 1
@@ -127,7 +133,7 @@ class NodeCache:
                 self._load(field, row, key)
             self._used[key] = self._view
             self.figures.peak_bytes = max(self.figures.peak_bytes, self.resident_bytes)
-        return field, Cells(self._cells.occupied[: len(wanted) - 1], self._cells.resolution)
+        return field, Cells(self._cells.occupied[: len(keys)], self._cells.resolution)
 
     def prefetch(self, keys: Tensor) -> None:
         """Read octree nodes ``keys`` that the next view will ask, as many as there is room for, while others go on."""

@@ -1,8 +1,9 @@
 """A model whose nodes lie in a store: each picture is rendered by a model of the nodes that it can ask.
 
 Where these do not fit into memory, the picture is split into halves until those of a part do; where not even the
-smallest part's do, its coarsest nodes are taken, the largest in view first, and parents answer for the others.  What is
-rendered depends on the view and the budget alone, never on what was held before.
+smallest part's do, its coarsest nodes are taken, the largest in view first, and parents answer for the others.  Where
+there is room for the root alone, the backdrop is seen beyond the cube.  What is rendered depends on the view and the
+budget alone, never on what was held before.
 
 Letters: N nodes of the whole octree, m field nodes of a view, B blocks of a picture.
 """
@@ -33,7 +34,7 @@ class StoredModel:
         """``scenery`` is a model over any part of ``octree``, of which all but the nodes is used."""
         self.octree = octree
         self.cache = cache
-        self._scenery = scenery
+        self._scenery = scenery if cache.holds_background else scenery.without_background()
         self._next: tuple[View, Plan] | None = None  # what the next picture will be, and after it, if anybody said
         self._after: tuple[View, Plan] | None = None
 
@@ -104,7 +105,7 @@ class StoredModel:
                 min(crop.right, crop.left + right * BLOCK),
                 min(crop.bottom, crop.top + bottom * BLOCK),
             )
-            if len(nodes) < self.cache.num_rows or wide == high == 1:
+            if len(nodes) <= self.cache.room or wide == high == 1:
                 return [(part, self._fitting(bundle, nodes))]
             if wide >= high:
                 middle = left + wide // 2
@@ -121,7 +122,7 @@ class StoredModel:
 
     def _fitting(self, bundle: Bundles, nodes: Tensor) -> Tensor:
         """``nodes`` [n] if they and the background fit; else the coarsest levels and, of the last, the largest."""
-        room = self.cache.num_rows - 1
+        room = self.cache.room
         if len(nodes) <= room:
             return nodes
         level = self.octree.level[nodes].cpu()

@@ -60,7 +60,7 @@ class OpenCheckpoint:
     def within(self, budget: int, device: torch.device | str = "cpu") -> "StoredCheckpoint":
         """The checkpoint with a model that holds no more than ``budget`` bytes of nodes and reads them when asked.
 
-        Raises :class:`InputError` for a budget that does not hold the root and the background.
+        Raises :class:`InputError` for a budget that does not hold the root.
         """
         root = self.octree.restrict([ROOT_KEY])
         config = _for_device(self.config, device)

@@ -148,7 +148,7 @@ def test_a_checkpoint_alone_has_no_points_to_aim_at(trained: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("budget", "said"), [("1KB", "does not hold the root and the background"), ("much", "'much' is no number of bytes")]
+    ("budget", "said"), [("1KB", "does not hold the root, which"), ("much", "'much' is no number of bytes")]
 )
 def test_a_budget_that_cannot_be_kept_is_one_sentence(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], budget: str, said: str

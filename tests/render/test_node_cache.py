@@ -144,9 +144,18 @@ def test_values_of_other_settings_are_refused() -> None:
 
 
 def test_the_least_budget_is_named() -> None:
-    with pytest.raises(InputError, match=rf"background, which take {2 * ROW:,}; allow at least 1MB"):
-        make(1.99)
-    assert make(2.0).num_rows == 2
+    with pytest.raises(InputError, match=rf"does not hold the root, which takes {ROW:,}; allow at least 1MB"):
+        make(0.99)
+    assert (make(2.0).num_rows, make(2.0).room) == (2, 1)
+
+
+def test_the_root_alone_is_held_without_the_background() -> None:
+    with closing(make(1.99)) as cache:
+        assert (cache.num_rows, cache.room) == (1, 1)
+        field, cells = cache.hold(KEYS[:1])
+        assert field.keys.tolist() == [int(KEYS[0])] and len(cells.occupied) == 1
+        with pytest.raises(ValueError, match="2 nodes do not fit into 1 rows"):
+            cache.hold(KEYS[:2])
 
 
 def test_more_nodes_than_rows_are_refused() -> None:

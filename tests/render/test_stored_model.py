@@ -84,7 +84,7 @@ def test_a_picture_in_parts_is_the_whole_one() -> None:
     assert split > 1
 
 
-@pytest.mark.parametrize("rows", [2, 3, 5, 9])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 9])
 def test_a_budget_that_is_too_small_gives_a_coarser_picture(rows: int) -> None:
     cameras = views(7, 2)
     model = stored(MODEL, rows * ROW)
@@ -92,6 +92,9 @@ def test_a_budget_that_is_too_small_gives_a_coarser_picture(rows: int) -> None:
     assert bool(found.rgb.isfinite().all())
     assert bool(found.touched.any())
     assert model.cache.figures.peak_bytes <= rows * ROW
+    if rows == 1:  # the backdrop behind the root
+        alone = MODEL.over(TREE.restrict({1}), MODEL.field.first(torch.tensor([1])), MODEL.cells).without_background()
+        assert torch.equal(found.rgb, picture(alone, cameras).rgb)
     if rows == 2:
         coarsest = MODEL.over(TREE.restrict({1}), MODEL.field.first(torch.tensor([1, 0])), MODEL.cells)
         coarsest.field.tables[1], coarsest.field.density_weights[1], coarsest.field.colour_weights[1] = (
