@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -20,6 +20,7 @@ from inf_nerf.places import Place
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+AnySection = TypeVar("AnySection", bound="Section")
 
 
 class Section(BaseModel):
@@ -228,6 +229,33 @@ class TrackingConfig(Section):
     log_checkpoint: bool = False  # upload the checkpoint itself; otherwise only its path and hash are recorded
 
 
+class CityConfig(Section):
+    """A synthetic city, see `inf-nerf synth`."""
+
+    blocks: Count = 3
+    photos: Annotated[int, Field(ge=3)] = 60
+    size: Annotated[int, Field(ge=32)] = 320
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class SweepConfig(Section):
+    """What `inf-nerf sweep` tries: the section `sweep` of its file, beside the configuration that all trials share."""
+
+    # config key -> where its values come from: {grid: [...]}, {choice: [...]}, {uniform: [a, b]}, {loguniform: [a, b]}
+    # or {integer: [a, b]}
+    space: dict[str, dict[str, Any]]
+    searcher: Literal["random", "optuna", "one-at-a-time"] = "random"
+    num_samples: Count = 1  # draws of what is no grid, for every point of the grid
+    metric: Literal["val_psnr"] = "val_psnr"  # test photos are never looked at
+    reports: Annotated[int, Field(ge=2)] = 8  # of a trial, each with a checkpoint, at equal parts of its budget
+    grace: Annotated[float, Field(gt=0, lt=1)] | None = 0.25  # part of its budget that a trial always gets; None: all
+    reduction: Annotated[float, Field(gt=1)] = 2.0  # one trial of so many goes on after the grace, and again and again
+    trials: Literal["auto", "direct", "trainer"] = "auto"  # direct: a process each; trainer: Ray Train workers each
+    max_concurrent: Count | None = None  # trials at a time; None: as many as the cluster holds
+    seed: Annotated[int, Field(ge=0)] = 0
+    city: CityConfig | None = None  # drawn where no photos are named
+
+
 class Config(Section):
     """Everything a run depends on."""
 
@@ -292,7 +320,13 @@ def load_config(
     source = "the command line"
     if path is not None:
         source = str(path)
-        _merge(values, _read_yaml(path))
+        merge(values, read_yaml(path))
+    set_keys(values, overrides)
+    return validated(values, Config, source)
+
+
+def set_keys(values: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Apply ``key=value`` overrides to nested ``values``."""
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
@@ -303,13 +337,18 @@ def load_config(
             raise InputError(f"--set {override!r} has a value that is not valid YAML; quote it.") from error
         for part in reversed(key.split(".")):
             value = {part: value}
-        _merge(values, value)
-    _refuse_unknown(values, Config, source, "")
+        merge(values, value)
+
+
+def validated(values: Mapping[str, Any], section: type[AnySection], source: str, prefix: str = "") -> AnySection:
+    """``values`` as a section whose keys have ``prefix``; :class:`InputError` names ``source`` and a bad key."""
+    _refuse_unknown(values, section, source, prefix, known_keys(section, prefix))
     try:
-        return Config.model_validate(_numbers(values, Config))
+        return section.model_validate(_numbers(values, section))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        key = prefix + key if key else key
         found = f" (found {first['input']!r})" if key and not isinstance(first["input"], Mapping) else ""
         message = first["msg"].removeprefix("Value error, ")
         where = f"key {key!r}" if key else "the configuration"
@@ -328,7 +367,13 @@ def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]
     return keys
 
 
-def _read_yaml(path: Place) -> Mapping[str, Any]:
+def nearest_key(key: str, known: list[str]) -> str:
+    """The known key that is spelled most like ``key``."""
+    return (difflib.get_close_matches(key, known, n=1, cutoff=0.3) or known[:1])[0]
+
+
+def read_yaml(path: Place) -> Mapping[str, Any]:
+    """The mapping in a configuration file, unchecked; :class:`InputError` where there is none."""
     if not path.is_file():
         raise InputError(f"The config file {path} does not exist; name one such as configs/laptop.yaml.")
     try:
@@ -342,15 +387,18 @@ def _read_yaml(path: Place) -> Mapping[str, Any]:
     return content
 
 
-def _merge(into: dict[str, Any], update: Mapping[str, Any]) -> None:
+def merge(into: dict[str, Any], update: Mapping[str, Any]) -> None:
+    """Put the values of nested ``update`` in their places in ``into``."""
     for key, value in update.items():
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
+            merge(into[key], value)
         else:
             into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
-def _refuse_unknown(values: Mapping[str, Any], section: type[BaseModel], source: str, prefix: str) -> None:
+def _refuse_unknown(
+    values: Mapping[str, Any], section: type[BaseModel], source: str, prefix: str, known: list[str]
+) -> None:
     for key, value in values.items():
         field = section.model_fields.get(key)
         dotted = f"{prefix}{key}"
@@ -359,15 +407,15 @@ def _refuse_unknown(values: Mapping[str, Any], section: type[BaseModel], source:
             while isinstance(below, Mapping) and below:  # an unknown section is named with its first key
                 key, below = next(iter(below.items()))
                 dotted = f"{dotted}.{key}"
-            near = difflib.get_close_matches(dotted, known_keys(), n=1, cutoff=0.3) or known_keys()[:1]
-            raise InputError(f"In {source}, the key {dotted!r} is unknown; did you mean {near[0]!r}?")
+            near = nearest_key(dotted, known)
+            raise InputError(f"In {source}, the key {dotted!r} is unknown; did you mean {near!r}?")
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             if not isinstance(value, Mapping):
                 raise InputError(
                     f"In {source}, {dotted!r} is a section of keys, but a {type(value).__name__} was found."
                 )
-            _refuse_unknown(value, kind, source, f"{dotted}.")
+            _refuse_unknown(value, kind, source, f"{dotted}.", known)
 
 
 def _numbers(values: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any]:

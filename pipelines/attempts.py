@@ -7,10 +7,19 @@ such as a node that is lost while workers start, ends its attempt; it is followe
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from ray.train import ControllerError, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import (
+    ControllerError,
+    FailureConfig,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    UserCallback,
+)
 from ray.train.base_trainer import GenDataset
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -27,12 +36,17 @@ ATTEMPT = "attempt-"  # Ray's records of one start of a training
 ANSWER_SECONDS = 120.0  # that a worker may take to answer Ray at least: it imports and compiles when it starts
 
 
-def fit(config: Config, run_dir: Path, dealing: Dealing, start: Path | None) -> None:
-    """Train to the end of the budget or a stop; raises :class:`InputError` where no attempt gets there."""
+def fit(
+    config: Config, run_dir: Path, dealing: Dealing, start: Path | None, callbacks: Sequence[UserCallback] = ()
+) -> None:
+    """Train to the end of the budget or a stop; raises :class:`InputError` where no attempt gets there.
+
+    Ray's controller tells ``callbacks`` what the workers report at every save.
+    """
     failures = 0
     while True:
         try:
-            problem = _attempt(config, run_dir, dealing, start).return_value
+            problem = _attempt(config, run_dir, dealing, start, callbacks).return_value
             break
         except ControllerError as error:
             failures += 1
@@ -45,7 +59,9 @@ def fit(config: Config, run_dir: Path, dealing: Dealing, start: Path | None) -> 
         raise InputError(problem)
 
 
-def _attempt(config: Config, run_dir: Path, dealing: Dealing, start: Path | None) -> Result:
+def _attempt(
+    config: Config, run_dir: Path, dealing: Dealing, start: Path | None, callbacks: Sequence[UserCallback]
+) -> Result:
     train = config.train
     # peers notice one that stands still in a collective; Ray notices any other, but not one that is slow to start
     patience = max(ANSWER_SECONDS, train.collective_timeout_seconds)
@@ -73,6 +89,7 @@ def _attempt(config: Config, run_dir: Path, dealing: Dealing, start: Path | None
             name=f"{ATTEMPT}{int(time.time() * 1000)}",
             storage_path=str(run_dir / "ray"),
             failure_config=FailureConfig(max_failures=train.max_failures),
+            callbacks=list(callbacks),
         ),
         torch_config=TorchConfig(timeout_s=int(train.collective_timeout_seconds)),
         datasets=cast(dict[str, GenDataset], datasets),  # local mode takes iterators

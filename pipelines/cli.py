@@ -39,7 +39,7 @@ app = typer.Typer(
 for command in (data.synth, data.prepare, data.plan, training.train):
     app.command()(command)
 app.command(name="eval")(results.evaluate)
-for command in (results.render, training.demo):
+for command in (results.render, training.sweep, training.demo):
     app.command()(command)
 
 

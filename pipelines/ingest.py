@@ -103,11 +103,15 @@ def tile_batches(shard: DataIterator) -> Callable[[], Iterator[pa.Table]]:
 
 
 def tile_files(files: Sequence[Path]) -> Dataset:
-    """Tile files in an order that mixes photos taken one after the other, several to a block."""
-    order = np.random.default_rng(0).permutation(len(files))
+    """Tile files in mixed order, several to a block."""
     num_blocks = -(-sum(file.stat().st_size for file in files) // BLOCK_BYTES)
-    rows = [{"file": str(files[index])} for index in order]
+    rows = [{"file": str(file)} for file in mixed(files)]
     return ray.data.from_items(rows, override_num_blocks=min(len(rows), max(1, num_blocks)))
+
+
+def mixed(files: Sequence[Path]) -> list[Path]:
+    """Tile files in an order that mixes photos taken one after the other."""
+    return [files[index] for index in np.random.default_rng(0).permutation(len(files))]
 
 
 def read_tiles(batch: pa.Table, tiles: RankTiles) -> Iterator[pa.Table]:

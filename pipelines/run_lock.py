@@ -20,17 +20,26 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def run_lock(run_dir: Path) -> Iterator[None]:
-    """Hold the run directory's lock; raises :class:`InputError` while another driver or a worker of one holds it."""
+def run_lock(run_dir: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold the run directory's lock; raises :class:`InputError` while another driver or a worker of one holds it.
+
+    ``patience`` are seconds that another driver is given to end.
+    """
+    deadline = time.monotonic() + patience
     with open(run_dir / LOCK_FILE, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"Another process is training in {run_dir}; wait until it ends or choose another --output-dir."
-            ) from None
-        except OSError as error:
-            log.warning("%s cannot be locked (%s); train only one run in it at a time.", run_dir, error.strerror)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.1)
+                    continue
+                raise InputError(
+                    f"Another process is training in {run_dir}; wait until it ends or choose another --output-dir."
+                ) from None
+            except OSError as error:
+                log.warning("%s cannot be locked (%s); train only one run in it at a time.", run_dir, error.strerror)
+            break
         _await_workers(run_dir)
         yield
 

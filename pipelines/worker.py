@@ -103,9 +103,10 @@ def _take_turn(
             file.write(json.dumps(row) + "\n")
 
     def on_save(val_psnr: float | None) -> None:
-        complete = work.progress.share(config) >= 1
-        path = save_checkpoint(run_dir, work, prepared.scene, prepared.octree, prepared.identity, val_psnr, complete)
-        ray.train.report({"step": work.progress.step, "val_psnr": val_psnr, "checkpoint_path": str(path)})
+        progress, share = work.progress, work.progress.share(config)
+        path = save_checkpoint(run_dir, work, prepared.scene, prepared.octree, prepared.identity, val_psnr, share >= 1)
+        said = {"step": progress.step, "seconds": progress.seconds, "progress": share, "val_psnr": val_psnr}
+        ray.train.report({**said, "checkpoint_path": str(path)})
 
     until = turns.end(work.progress.step)
     return train_loop(work, on_log, on_save, _StopFile(run_dir).requested, until) or work.stopped

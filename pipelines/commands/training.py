@@ -1,4 +1,4 @@
-"""Commands that train: train, demo.
+"""Commands that train: train, sweep, demo.
 
 Stages are imported when a command runs, not before, so that ``--help`` is quick.
 """
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pipelines.job import folder
 from pipelines.options import (
     ConfigFile,
     Level,
@@ -74,6 +75,47 @@ def train(
     from pipelines import train as stage
 
     raise typer.Exit(stage.run(settings, output_dir, data_root=data_root, resume=resume))
+
+
+def sweep(
+    config: Annotated[
+        Path, typer.Option("--config", help="YAML file with a section 'sweep', e.g. configs/sweep.yaml.")
+    ],
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--output-dir", callback=as_folder, help="The sweep's directory; if not given runs/NAME for NAME.yaml."
+        ),
+    ] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option("--data-root", callback=as_folder, help="As for prepare, which runs once for all trials."),
+    ] = None,
+    prepared: Annotated[
+        Path | None,
+        typer.Option(
+            "--prepared", callback=as_folder, help="A prepared run to use instead; it is read and never changed."
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a sweep that was interrupted.")] = False,
+    overrides: Overrides = None,
+    log_level: Level = LogLevel.INFO,
+) -> None:
+    """Train with many settings and say which are best, with Ray Tune.
+
+    The file says which config keys get which values. Trials are compared by val photos, those that are behind are
+    stopped early, and a table, plots and the best configuration are written; docs/sweeps.md has all of it.
+
+    Example: `inf-nerf sweep --config configs/sweep.yaml`
+    """
+    start_logging(log_level)
+    from pipelines.sweep_file import load_sweep
+
+    wanted = load_sweep(config, overrides or ())
+    from pipelines import sweep as stage
+
+    sweep_dir = output_dir if output_dir is not None else folder("--output-dir", Path("runs") / config.stem)
+    raise typer.Exit(stage.run(wanted, sweep_dir, data_root, prepared, resume))
 
 
 def demo(

@@ -1,0 +1,80 @@
+"""The MLflow runs of a sweep's trials, nested in the sweep's own; written by the sweep's driver alone."""
+
+import logging
+from pathlib import Path
+
+from inf_nerf.config import Config, load_config
+from inf_nerf.errors import InputError
+from inf_nerf.train.manifest import latest_checkpoint, read_manifest
+from pipelines.journal import Report, State, Trial, name_of
+from pipelines.prepare import CONFIG_FILE
+from pipelines.progress import METRICS_FILE, RowReader
+from pipelines.tracking import Tracker
+
+PARENT_TAG = "mlflow.parentRunId"  # by which MLflow knows nested runs
+
+log = logging.getLogger(__name__)
+
+
+class TrialRuns:
+    """Follows what trials write into their run directories; never raises."""
+
+    def __init__(self, trials_dir: Path, parent: str | None) -> None:
+        """``parent`` is the id of the sweep's run; None: nothing is recorded."""
+        self._trials_dir = trials_dir
+        self._parent = parent
+        self._open: dict[int, _TrialRun] = {}
+
+    def start(self, trial: Trial) -> None:
+        """Begin a trial's run, or continue the one it had."""
+        if self._parent is None or trial.number in self._open:
+            return
+        run_dir = self._trials_dir / name_of(trial.number)
+        try:
+            self._open[trial.number] = _TrialRun(run_dir, trial, self._parent)
+        except InputError as error:
+            log.warning("Trial %s is not recorded in MLflow: %s", name_of(trial.number), error)
+
+    def report(self, trial: Trial, report: Report) -> None:
+        """Hand on what a trial logged up to a save."""
+        if (run := self._open.get(trial.number)) is not None:
+            run.hand_on(report)
+
+    def end(self, trial: Trial, state: State, reason: str | None) -> None:
+        """End a trial's run: FINISHED, KILLED where it was stopped early, FAILED."""
+        if (run := self._open.pop(trial.number, None)) is not None:
+            run.close(state, reason)
+
+    def interrupt(self) -> None:
+        """The sweep stops; its trials go on another time."""
+        for number in list(self._open):
+            self._open.pop(number).close("stopped", None)
+
+
+class _TrialRun:
+    def __init__(self, run_dir: Path, trial: Trial, parent: str) -> None:
+        self._run_dir = run_dir
+        self._tracker = _tracker(run_dir, trial, parent).__enter__()
+        self._reader = RowReader(run_dir / METRICS_FILE)
+        self._known = trial.step  # rows up to this step were handed on before the driver died
+
+    def hand_on(self, report: Report | None = None) -> None:
+        rows = [row for row in self._reader.read() if row["step"] > self._known]
+        if report is not None:
+            rows.append({"step": report.step, "val_psnr": report.val_psnr, "progress": report.progress})
+        self._tracker.log_metrics(rows)
+
+    def close(self, state: State, reason: str | None) -> None:
+        self.hand_on()
+        newest = latest_checkpoint(self._run_dir)
+        if newest is not None:
+            self._tracker.log_checkpoint(newest, read_manifest(newest)["digest"])
+        if state == "stopped":
+            self._tracker.interrupted()
+        failure = InputError(reason) if state == "failed" else None
+        self._tracker.__exit__(type(failure) if failure else None, failure, None)
+
+
+def _tracker(run_dir: Path, trial: Trial, parent: str) -> Tracker:
+    config: Config = load_config(run_dir / CONFIG_FILE)
+    return Tracker(config, run_dir, {PARENT_TAG: parent, "sweep.trial": name_of(trial.number)})
