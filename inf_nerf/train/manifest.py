@@ -133,6 +133,11 @@ def read_verified(path: Place, name: str, manifest: dict[str, Any]) -> bytes:
     try:
         data = file.read_bytes()
     except FileNotFoundError:
+        if not (path / MANIFEST).is_file():
+            raise InputError(
+                f"{path} was removed while it was read, as a training removes checkpoints when it has saved newer "
+                "ones; give the same command again, or copy the directory first."
+            ) from None
         data = b""
     except OSError as error:
         if error.errno != errno.EIO:  # which is how a disk says that it cannot read what is there

@@ -14,10 +14,12 @@ from inf_nerf.train.checkpoint import save_checkpoint
 from inf_nerf.train.loop import Work
 from inf_nerf.train.manifest import (
     MANIFEST,
+    DamagedError,
     clear_leftovers,
     config_of,
     latest_checkpoint,
     read_manifest,
+    read_verified,
     set_aside_damaged,
     verify_files,
 )
@@ -107,6 +109,14 @@ def test_a_file_that_the_disk_cannot_read_is_damaged_and_one_that_may_not_be_rea
             patch.setattr(Path, "read_bytes", refuse)
             with pytest.raises(expected):
                 verify_files(saved)
+
+
+def test_a_checkpoint_that_a_training_removes_while_it_is_read_is_not_called_damaged(saved: Path) -> None:
+    manifest = read_manifest(saved)
+    shutil.rmtree(saved)
+    with pytest.raises(InputError, match=r"was removed while it was read, .*; give the same command again") as caught:
+        read_verified(saved, "nodes/r.safetensors", manifest)
+    assert not isinstance(caught.value, DamagedError)
 
 
 def test_a_checkpoint_of_another_version_is_not_taken_for_a_damaged_one(saved: Path) -> None:
