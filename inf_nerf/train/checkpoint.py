@@ -33,6 +33,7 @@ from inf_nerf.errors import InputError, NotFiniteError
 from inf_nerf.files import write_atomic
 from inf_nerf.octree.topology import Octree, key_name
 from inf_nerf.scene.scene import Scene
+from inf_nerf.train.assembly import density_before_warmup
 from inf_nerf.train.loop import PROBE_SHARES, Work
 from inf_nerf.train.manifest import (
     FORMAT_VERSION,
@@ -183,7 +184,10 @@ def restore(work: Work, path: Path) -> None:
     generator and the reservoir, which makes the continuation bit-equal."""
     manifest = read_manifest(path)
     shared = read_tensors(path, "shared.safetensors", manifest)
-    trained = [node for node, key in enumerate(work.model.field.keys.tolist()) if node_file(key) in manifest["files"]]
+    saved = [node_file(key) in manifest["files"] for key in work.model.field.keys.tolist()]
+    trained = [node for node, has_file in enumerate(saved) if has_file]
+    late = ~torch.tensor(saved[:-1], device=work.shared.device)  # their turn had not come
+    work.model.occupancy.density[late] = density_before_warmup(work.config)
     load_nodes(work.model, path, manifest, trained)
     with torch.no_grad():
         work.model.appearance.copy_(shared["appearance"])
@@ -201,7 +205,8 @@ def restore(work: Work, path: Path) -> None:
             work.cursors = {int(part): cursor for part, cursor in state["cursors"].items()}
             if part == work.part:
                 work.reservoir.restore(state["reservoir"])
-        work.model.steps_across = state["steps_across"]
+        if work.exchange is None:  # else all ranks step alike: as the manifest says
+            work.model.steps_across = state["steps_across"]
         work.draws = state["draws"]
         work.loss_scale.restore(state["loss_scale"])
         rounds = state.get("to_probe", {})

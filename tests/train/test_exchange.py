@@ -1,5 +1,6 @@
 """Ranks that trade segments are one process on the joined batch: losses, gradients of every node, pixels."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from inf_nerf.octree.partition import Partition, make_partition
 from inf_nerf.octree.topology import BACKGROUND_KEY
 from inf_nerf.scene.cameras import Rays
 from inf_nerf.train.assembly import assemble
+from inf_nerf.train.checkpoint import restore, save_checkpoint
 from inf_nerf.train.exchange import Exchange
 from inf_nerf.train.loop import LOSSES, Work, forward, train
 from inf_nerf.train.losses import Seen
@@ -216,3 +218,17 @@ def test_one_process_alone_can_trade_with_itself() -> None:
     )
     torch.testing.assert_close(seen.rgb, rendered.rgb, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(seen.depth, rendered.depth, rtol=1e-4, atol=1e-4)
+
+
+def as_resumed(rank: int, run_dir: Path) -> float:
+    """Steps across of a rank that goes on by exchange where ranks stepped each as it liked."""
+    before = tiny_work(num_ranks=2, rank=rank).work
+    before.model.steps_across = 70.0 + rank
+    path = save_checkpoint(run_dir, before, tiny_scene(), tiny_octree(), "tiny", None, False)
+    work = tiny_work(tiny_config(train={"foreign": "exchange"}), 2, rank).work
+    restore(work, path)
+    return work.model.steps_across
+
+
+def test_ranks_that_begin_to_exchange_step_alike(tmp_path: Path) -> None:
+    assert run_ranks(2, as_resumed, tmp_path) == [70.0, 70.0]

@@ -155,10 +155,15 @@ def test_cells_of_a_node_whose_turn_comes_late_are_not_taken_for_empty(tmp_path:
     turns = two_turns(config)
     take_turn(tmp_path, begin(tmp_path, turns, config=config), turns)
     work = begin(tmp_path, turns, config=config)
-    occupancy = work.model.occupancy
-    assert occupancy.enabled
-    fresh = [node for node, key in enumerate(work.model.octree.keys.tolist()) if key in turns.partition.owned[1]]
-    assert torch.equal(occupancy.occupied[fresh], (occupancy.protected | ~occupancy.free)[fresh])
+    once = tiny_work(config).work  # or without turns, where there is room for all
+    path = latest_checkpoint(tmp_path)
+    assert path is not None
+    restore(once, path)
+    for each in (work, once):
+        occupancy = each.model.occupancy
+        assert occupancy.enabled
+        fresh = [node for node, key in enumerate(each.model.octree.keys.tolist()) if key in turns.partition.owned[1]]
+        assert fresh and torch.equal(occupancy.occupied[fresh], (occupancy.protected | ~occupancy.free)[fresh])
 
 
 @pytest.mark.parametrize("stop_at", [2, STEPS, STEPS + 3])
