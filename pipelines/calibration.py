@@ -19,7 +19,7 @@ import torch
 
 from inf_nerf.config import Config
 from inf_nerf.octree.partition import Partition
-from inf_nerf.octree.topology import BACKGROUND_KEY, Octree
+from inf_nerf.octree.topology import ABSENT, BACKGROUND_KEY, Octree
 from inf_nerf.scene.scene import Scene
 from inf_nerf.train.memory import field_bytes, occupancy_bytes
 
@@ -72,22 +72,33 @@ def calibrate(
     scene: Scene,
     octree: Octree,
     partition: Partition,
-    rank: int,
+    num_ranks: int,
+    part: int,
     loads: Mapping[str, Sequence[float]],
-    tiles: pa.Table,  # some of the rank's, with the column share
+    tiles: pa.Table,  # some of the part's, with the column share
     threads: int,
 ) -> Calibration:
-    """Train ``rank`` for some seconds in a fresh process."""
-    own = sorted((partition.shared | partition.owned[rank]) - {BACKGROUND_KEY})  # parents first
-    kept = frozenset(own[: max(1, NODE_BYTES // field_bytes(config, 1))])
-    part = Partition(
+    """Train ``part`` of a partition, one of ``num_ranks`` in its turn, for some seconds in a fresh process."""
+    tree = first_nodes(
+        octree.restrict(partition.shared | partition.owned[part]), max(1, NODE_BYTES // field_bytes(config, 1))
+    )
+    kept = frozenset(tree.keys.tolist())
+    held = Partition(
         partition.shared & (kept | {BACKGROUND_KEY}),
         tuple(owned & kept for owned in partition.owned),
         tuple(tuple(key for key in roots if key in kept) for roots in partition.roots),
     )
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        work = pool.submit(_train, config, scene, octree.restrict(kept), part, rank, dict(loads), tiles, threads)
-        return work.result()
+        whose = num_ranks, part, dict(loads)
+        return pool.submit(_train, config, scene, tree, held, *whose, tiles, threads).result()
+
+
+def first_nodes(octree: Octree, count: int) -> Octree:
+    """The coarsest ``count`` nodes of a tree, as if no finer ones had ever been: as FOREIGN ones they would make pixels
+    count for less, and more of them would be drawn."""
+    kept = octree.restrict(octree.keys[:count].tolist())
+    kept.children[octree.children[:count] >= count] = ABSENT
+    return kept
 
 
 def _train(
@@ -95,7 +106,8 @@ def _train(
     scene: Scene,
     octree: Octree,
     partition: Partition,
-    rank: int,
+    num_ranks: int,
+    part: int,
     loads: dict[str, Sequence[float]],
     tiles: pa.Table,
     threads: int,
@@ -107,13 +119,14 @@ def _train(
     torch.set_num_threads(threads)
     program = unique_memory()
     endless = {"steps": 10**9, "max_seconds": SECONDS, "log_every": 1, "save_every": 10**9, "save_seconds": 1e9}
-    config = config.model_copy(update={"train": config.train.model_copy(update=endless)})
+    alone = endless | {"foreign": "discount"}  # nobody is there to exchange with
+    config = config.model_copy(update={"train": config.train.model_copy(update=alone)})
     device = "cuda" if config.train.gpus_per_worker and torch.cuda.is_available() else "cpu"
     rows: list[Mapping[str, Any]] = []
     with PeakMemory() as memory:
-        work = assemble(
-            config, scene, octree, partition, rank, lambda: iter([tiles]), None, (0.5, 0.5, 0.5), device, loads=loads
-        )
+        (turn, rank), num_turns = divmod(part, num_ranks), partition.num_ranks // num_ranks
+        photos = (lambda: iter([tiles])), None, (0.5, 0.5, 0.5)
+        work = assemble(config, scene, octree, partition, rank, *photos, device, turn, num_turns, loads)
         work.rank = 0  # the one that keeps time and log
         train(work, rows.append, lambda _: None, lambda: False)
     each = [after - before for before, after in pairwise([0.0, *(row["seconds"] for row in rows)])]

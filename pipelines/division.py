@@ -3,7 +3,7 @@
 Letters: W ranks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 from inf_nerf.field.field import node_parameters
 from inf_nerf.octree.load import TILE_TABLE, RankTiles, imbalance, node_load, tile_ranks
-from inf_nerf.octree.partition import Partition
+from inf_nerf.octree.partition import Partition, branch
 from inf_nerf.octree.tiles import IDENTITY_KEY, tile_file
 from inf_nerf.octree.topology import Octree, is_below, key_of
 from inf_nerf.train.turns import partition_in_turns
@@ -39,8 +39,13 @@ class Dealing:
 
     @staticmethod
     def of(config: Config, octree: Octree, tables: dict[str, pa.Table]) -> "Dealing":
-        """Deal the nodes of ``octree`` and the tiles in ``tables``."""
+        """Deal the nodes of ``octree`` and the tiles in ``tables``.
+
+        Raises :class:`InputError` where ``train.subtree`` names no node of the tree, or one that no photo sees.
+        """
         boost = config.data.level_boost
+        if config.train.subtree is not None:
+            branch(octree, config.train.subtree, 1, 1)
         tables = {split: that_see(config.train.subtree, table) for split, table in tables.items()}
         if len(tables["train"]) == 0:
             raise InputError(f"No photo sees the subtree {config.train.subtree}; name another --subtree.")
@@ -57,25 +62,28 @@ class Dealing:
         return {split: [mine.load for mine in ranks] for split, ranks in self.tiles(num_ranks).items()}
 
 
-def describe(config: Config, partition: Partition, tiles: Sequence[RankTiles]) -> dict[str, Any]:
-    """Shared and owned nodes and parameters, train tiles and load of every rank; plain numbers."""
-    each = node_parameters(config.field)
+def describe(config: Config, partition: Partition, tiles: Sequence[RankTiles], num_ranks: int) -> dict[str, Any]:
+    """Shared and owned nodes and parameters, train tiles and load of every rank in every turn; plain numbers."""
+    each, loads = node_parameters(config.field), [mine.load for mine in tiles]
+    turns = range(0, partition.num_ranks, num_ranks)
     num_owned = sum(map(len, partition.owned))
     return {
         "shared_nodes": len(partition.shared),  # the background among them
         "shared_parameters": len(partition.shared) * each,
         "owned_nodes": num_owned,
         "most_owned": max(map(len, partition.owned)) / max(1, num_owned),  # by one rank, part of all owned
-        "imbalance": imbalance([mine.load for mine in tiles]),
+        "turns": len(turns),
+        "imbalance": max(imbalance(loads[first : first + num_ranks]) for first in turns),
         "ranks": [
             {
-                "rank": rank,
+                "rank": part % num_ranks,
+                "turn": part // num_ranks,
                 "owned_nodes": len(owned),
                 "owned_parameters": len(owned) * each,
                 "tiles": len(mine.tile),
                 "load": mine.load,
             }
-            for rank, (owned, mine) in enumerate(zip(partition.owned, tiles, strict=True))
+            for part, (owned, mine) in enumerate(zip(partition.owned, tiles, strict=True))
         ],
     }
 
@@ -92,7 +100,7 @@ def division_table(description: dict[str, Any]) -> Table:
     whole = max(1, description["owned_nodes"])
     for rank in description["ranks"]:
         table.add_row(
-            str(rank["rank"]),
+            worker_name(rank, description["turns"]),
             str(rank["owned_nodes"]),
             f"{rank['owned_nodes'] / whole:.1%}",
             f"{rank['owned_parameters'] / 1e6:.2f} M",
@@ -100,6 +108,11 @@ def division_table(description: dict[str, Any]) -> Table:
             f"{rank['load']:.1%}",
         )
     return table
+
+
+def worker_name(rank: Mapping[str, Any], num_turns: int) -> str:
+    """A rank of :func:`describe`, with its turn if there are several."""
+    return str(rank["rank"]) + (f", turn {rank['turn']}" if num_turns > 1 else "")
 
 
 def tile_tables(run_dir: Path, prepared: Prepared) -> dict[str, pa.Table]:

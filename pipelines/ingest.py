@@ -77,8 +77,8 @@ def datasets_for(
     """
     start_ray(session_cpus(config))
     check_workers_fit(config)
-    num_ranks = config.train.least_workers
-    num_turns = dealing.partition_of(num_ranks).num_ranks // num_ranks  # with more workers there are fewer
+    counts = range(config.train.least_workers, config.train.most_workers + 1)
+    num_turns = max(dealing.partition_of(count).num_ranks // count for count in counts)
     datasets: dict[str, Dataset] = {}
     scene = read_prepared(run_dir).scene
     for split in dealing.tables:

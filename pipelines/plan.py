@@ -36,12 +36,11 @@ from inf_nerf.train.evaluation import require_test_photos
 from inf_nerf.train.memory import checkpoint_bytes, field_bytes, occupancy_bytes
 from pipelines import prepare
 from pipelines.calibration import Calibration, calibrate
-from pipelines.division import Dealing, describe, division_table, tile_tables
+from pipelines.division import Dealing, describe, division_table, tile_tables, worker_name
 from pipelines.ray_session import object_store_bytes
 
 LOOKED_AT = 48  # photos for which is computed which nodes their tiles see
 CUT = 2  # photos that are decoded and cut
-WORKER_BYTES = 0  # of Ray and its data stream in a worker, beyond what the program holds anywhere
 
 
 @dataclass(frozen=True)
@@ -82,12 +81,14 @@ def run(config: Config, data_root: Path | None, run_dir: Path | None, as_json: b
         project.scene,
         project.octree,
         partition,
+        num_ranks,
         heaviest,
         {"train": [mine.load for mine in tiles]},
         sample.tiles,
         threads,
     )
-    plan = _plan(config, project, describe(config, partition, tiles), tiles, sample, measured, threads)
+    described = describe(config, partition, tiles, num_ranks)
+    plan = _plan(config, project, described, num_ranks, tiles, sample, measured, threads)
     if as_json:
         print(json.dumps(plan, indent=1))
     else:
@@ -185,6 +186,7 @@ def _plan(
     config: Config,
     project: Project,
     described: dict[str, Any],
+    num_ranks: int,
     tiles: Sequence[RankTiles],
     sample: _Sample,
     measured: Calibration,
@@ -198,7 +200,7 @@ def _plan(
         nodes = described["shared_nodes"] + rank["owned_nodes"]
         pixels = sum(decoded[tile] for tile in mine.tile.tolist()) / project.looked_at
         memory = {
-            "program": measured.program_bytes + WORKER_BYTES,
+            "program": measured.program_bytes,
             "fields": field_bytes(config, nodes),
             "occupancy": occupancy_bytes(config, nodes - 1),
             "steps": round(measured.step_bytes * mine.load / heaviest_load),
@@ -211,7 +213,7 @@ def _plan(
                 "memory_bytes": memory | {"total": sum(memory.values())},
             }
         )
-    cores, busy = available_cores(), len(ranks) * threads
+    cores, busy = available_cores(), num_ranks * threads
     step_seconds = measured.seconds_per_step * max(1.0, busy / cores)
     train_seconds = min(train.steps * step_seconds, train.max_seconds or float("inf"))
     checkpoint = checkpoint_bytes(config, octree.num_nodes + 1)
@@ -228,14 +230,15 @@ def _plan(
             "parameters": (octree.num_nodes + 1) * each,
         },
         "tiles": {"count": project.num_tiles, "decoded_bytes": project.decoded_bytes},
-        "workers": len(ranks),
+        "workers": num_ranks,
         **{name: described[name] for name in described if name != "ranks"},
         "ranks": ranks,
         "object_store_bytes": object_store_bytes(),
         "disk_bytes": {
             "tiles": round(sample.disk_bytes_per_pixel * project.pixels),
             "checkpoint": checkpoint,
-            "checkpoints": checkpoint * (train.keep_checkpoints + 1),  # one more while saving
+            # one more while saving, and the one that val photos like best
+            "checkpoints": checkpoint * (train.keep_checkpoints + 1 + bool(scene.val)),
         },
         "hours": {
             "prepare": None if prepare_seconds is None else prepare_seconds / 3600,
@@ -266,7 +269,8 @@ def _show(plan: dict[str, Any], console: Console) -> None:
         table.add_column(name, justify="right")
     for rank in plan["ranks"]:
         memory = rank["memory_bytes"]
-        table.add_row(str(rank["rank"]), *(f"{memory[column.header] / 2**20:,.0f}" for column in table.columns[1:]))
+        name = worker_name(rank, plan["turns"])
+        table.add_row(name, *(f"{memory[column.header] / 2**20:,.0f}" for column in table.columns[1:]))
     console.print(table)
     console.print(
         f"object store, shared by the workers of a machine: up to {plan['object_store_bytes'] / 2**20:,.0f} MB"

@@ -6,6 +6,7 @@ The driver (this process) starts `TorchTrainer` (`pipelines.attempts`), shows pr
 run `pipelines.worker.train_worker`.
 """
 
+import logging
 import shutil
 import signal
 import threading
@@ -21,7 +22,6 @@ from inf_nerf.errors import InputError
 from inf_nerf.files import write_atomic
 from inf_nerf.train.evaluation import require_test_photos
 from inf_nerf.train.manifest import clear_leftovers, latest_checkpoint, read_manifest, set_aside_damaged
-from inf_nerf.train.turns import partition_in_turns
 from pipelines import evaluate, prepare
 from pipelines.attempts import ATTEMPT, fit
 from pipelines.division import Dealing, describe, division_table, tile_tables
@@ -31,6 +31,8 @@ from pipelines.resume import refuse_unfit, set_aside_later, starting_point
 from pipelines.run_lock import run_lock
 from pipelines.tracking import Tracker
 from pipelines.worker import POLL_SECONDS, PROBLEM_FILE, STOP_FILE
+
+log = logging.getLogger(__name__)
 
 
 def run(config: Config, run_dir: Path, data_root: Path | None = None, resume: str | None = None) -> int:
@@ -74,15 +76,26 @@ def _run(config: Config, run_dir: Path, data_root: Path | None, resume: str | No
     require_test_photos(prepared.scene)
     if start is not None:
         refuse_unfit(start, prepared, run_dir)
+    dealing = Dealing.of(config, prepared.octree, tile_tables(run_dir, prepared))
+    dealing.partition_of(config.train.least_workers)  # raises where the nodes do not fit
+    num_ranks = config.train.most_workers
+    description = describe(config, dealing.partition_of(num_ranks), dealing.tiles(num_ranks)["train"], num_ranks)
+    if start is not None:
         set_aside_later(start, run_dir)
     write_atomic(run_dir / prepare.CONFIG_FILE, config.to_yaml())
-
-    # for as many ranks as Ray will have started
-    partition_in_turns(config, prepared.octree, config.train.least_workers)  # no such subtree or too little memory
-    dealing = Dealing.of(config, prepared.octree, tile_tables(run_dir, prepared))
-    num_ranks = config.train.most_workers
-    description = describe(config, dealing.partition_of(num_ranks), dealing.tiles(num_ranks)["train"])
     Console(soft_wrap=True).print(division_table(description))
+    if config.train.subtree is not None:
+        print(
+            f"Only the subtree {config.train.subtree} is trained; --set train.subtree=null goes on with the whole tree."
+        )
+    if config.train.steps <= (description["turns"] - 1) * config.train.turn_steps:
+        log.warning(
+            "train.steps=%d are over before the last of %d turns of train.turn_steps=%d begins, and nodes without a "
+            "turn stay untrained; lower train.turn_steps, or raise train.node_memory_mb or train.steps.",
+            config.train.steps,
+            description["turns"],
+            config.train.turn_steps,
+        )
     with tracker:
         tracker.log_octree(prepared.octree)
         tracker.log_division(description)

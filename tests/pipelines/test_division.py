@@ -12,14 +12,14 @@ from rich.console import Console
 
 from inf_nerf.errors import InputError
 from inf_nerf.field.field import node_parameters
-from inf_nerf.octree.load import draws_of, tile_ranks
+from inf_nerf.octree.load import draws_of, imbalance, tile_ranks
 from inf_nerf.octree.partition import make_partition
 from inf_nerf.octree.tiles import tile_file
 from inf_nerf.train.assembly import part_of
 from pipelines import prepare
 from pipelines.division import Dealing, describe, division_table, read_tile_table, tile_tables
 from pipelines.ingest import read_tiles
-from tests.pipelines.small_city import CONFIG
+from tests.pipelines.small_city import CONFIG, changed
 
 
 def train_files(city_run: Path, city_prepared: prepare.Prepared) -> list[Path]:
@@ -96,7 +96,7 @@ def test_tiles_of_another_octree_or_a_damaged_file_name_the_stage_to_run(
 def test_the_description_counts_every_node_and_tile(city_run: Path, city_prepared: prepare.Prepared) -> None:
     dealing = Dealing.of(CONFIG, city_prepared.octree, tile_tables(city_run, city_prepared))
     tiles, each = dealing.tiles(3)["train"], node_parameters(CONFIG.field)
-    found = describe(CONFIG, dealing.partition_of(3), tiles)
+    found = describe(CONFIG, dealing.partition_of(3), tiles, 3)
     assert found["shared_nodes"] + found["owned_nodes"] == city_prepared.octree.num_nodes + 1
     assert found["owned_nodes"] == sum(rank["owned_nodes"] for rank in found["ranks"])
     assert found["shared_parameters"] == each * found["shared_nodes"]
@@ -109,3 +109,26 @@ def test_the_description_counts_every_node_and_tile(city_run: Path, city_prepare
     shown = console.export_text()
     assert f"shared by all workers: {found['shared_nodes']} nodes" in shown
     assert f"{found['imbalance']:.1%}" in shown
+
+
+def test_turns_are_told_apart_and_each_is_balanced_by_itself(city_run: Path, city_prepared: prepare.Prepared) -> None:
+    dealing = Dealing.of(CONFIG, city_prepared.octree, tile_tables(city_run, city_prepared))
+    tiles = dealing.tiles(4)["train"]
+    found = describe(CONFIG, dealing.partition_of(4), tiles, 2)
+    assert [(rank["turn"], rank["rank"]) for rank in found["ranks"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    loads = [mine.load for mine in tiles]
+    assert found["turns"] == 2
+    assert found["imbalance"] == max(imbalance(loads[:2]), imbalance(loads[2:])) < imbalance(loads)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(division_table(found))
+    assert "1, turn 0" in console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("x05", "names no node"), ("r0777", "has no node r0777"), ("bg", "names no node")]
+)
+def test_a_subtree_that_the_tree_has_not_is_one_sentence(
+    city_run: Path, city_prepared: prepare.Prepared, name: str, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        Dealing.of(changed(f"train.subtree={name}"), city_prepared.octree, tile_tables(city_run, city_prepared))

@@ -6,17 +6,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
 import pytest
+import torch
 
 from inf_nerf.config import load_config
 from inf_nerf.errors import InputError
+from inf_nerf.octree.partition import make_partition
+from inf_nerf.octree.tiles import tile_file
+from inf_nerf.octree.topology import FOREIGN
 from inf_nerf.train.memory import checkpoint_bytes, field_bytes
-from pipelines import cli, plan, prepare, synth
+from inf_nerf.train.turns import MIB, node_bytes
+from pipelines import calibration, cli, plan, prepare, synth
 from pipelines.calibration import Calibration
+from pipelines.division import Dealing, tile_tables
+from pipelines.ingest import read_tiles
 from tests.memory import unique_bytes
 from tests.pipelines.small_city import CONFIG, changed
 from tests.pipelines.test_cli import environment
@@ -69,11 +78,73 @@ def test_the_figures_of_a_plan_add_up(city_run: Path, city_prepared: prepare.Pre
         memory = rank["memory_bytes"]
         assert memory["total"] == sum(value for name, value in memory.items() if name != "total")
         assert memory["fields"] == field_bytes(CONFIG, found["shared_nodes"] + rank["owned_nodes"])
-        assert memory["program"] == MEASURED.program_bytes + plan.WORKER_BYTES
+        assert memory["program"] == MEASURED.program_bytes
     hours = 7200 * MEASURED.seconds_per_step * max(1, 2 / found["calibration"]["cores"]) / 3600
     assert found["hours"]["train"] == pytest.approx(hours) and found["hours"]["limit"] == "train.steps"
     limited = plan.run(changed("train.max_seconds=18"), None, city_run)["hours"]
     assert limited["train"] == pytest.approx(0.005) and limited["limit"] == "train.max_seconds"
+
+
+@pytest.fixture
+def _calibrated_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The short training is shorter still, and in this process."""
+    monkeypatch.setattr(calibration, "SECONDS", 0.2)
+    monkeypatch.setattr(calibration, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_calibrated_here")
+def test_a_step_of_any_worker_is_measured_without_the_others(city_run: Path, city_prepared: prepare.Prepared) -> None:
+    config = changed("train.num_workers=3", "train.foreign=exchange", "train.batch_size=60")
+    scene, octree = city_prepared.scene, city_prepared.octree
+    dealing = Dealing.of(config, octree, tile_tables(city_run, city_prepared))
+    partition, loads = dealing.partition_of(3), dealing.loads(3)
+    files = pa.table({"file": [str(tile_file(city_run, photo)) for photo in scene.train]})
+    found = []
+    for part, mine in enumerate(dealing.tiles(3)["train"]):
+        tiles = pa.concat_tables(read_tiles(files, mine))
+        found.append(calibration.calibrate(config, scene, octree, partition, 3, part, loads, tiles, 1))
+    assert all(each.steps > 0 and each.seconds_per_step > 0 for each in found)
+    assert sum(each.rays for each in found) == 60
+
+
+def test_nodes_that_a_short_training_cannot_hold_are_not_taken_for_those_of_others(
+    city_prepared: prepare.Prepared,
+) -> None:
+    octree = city_prepared.octree
+    partition = make_partition(octree, 2, 1)
+    own = octree.restrict(partition.shared | partition.owned[1])
+    foreign = own.children == FOREIGN
+    assert foreign.any()
+    for count in (1, 3, own.num_nodes):
+        kept = calibration.first_nodes(own, count)
+        assert torch.equal(kept.keys, own.keys[:count])
+        assert torch.equal(kept.children == FOREIGN, foreign[:count])
+        assert torch.equal(kept.children >= 0, (own.children[:count] >= 0) & (own.children[:count] < count))
+
+
+@pytest.mark.usefixtures("_calibrated_here")
+def test_a_training_in_turns_is_planned_for_the_workers_of_a_turn(
+    city_run: Path, city_prepared: prepare.Prepared
+) -> None:
+    tables = tile_tables(city_run, city_prepared)
+    whole = Dealing.of(CONFIG, city_prepared.octree, tables).partition_of(2)
+    held = len(whole.shared) + max(map(len, whole.owned))
+    cap = node_bytes(CONFIG) * (held - 1) / MIB
+    config = changed(f"train.node_memory_mb={cap}", "train.batch_size=60", "train.steps=7200")
+    found = plan.run(config, None, city_run)
+    assert found["workers"] == 2 and found["turns"] > 1
+    assert len(found["ranks"]) == 2 * found["turns"]
+    each = found["calibration"]
+    heaviest = max(found["ranks"], key=lambda rank: rank["load"])
+    beside = sum(rank["load"] for rank in found["ranks"] if rank["turn"] == heaviest["turn"])
+    assert each["rays"] == pytest.approx(60 * heaviest["load"] / beside, abs=1)
+    hours = 7200 * each["seconds_per_step"] * max(1, 2 / each["cores"]) / 3600
+    assert found["hours"]["train"] == pytest.approx(hours)
+    for rank in found["ranks"]:
+        assert rank["memory_bytes"]["fields"] + rank["memory_bytes"]["occupancy"] <= cap * MIB
 
 
 @pytest.mark.usefixtures("_measured")

@@ -178,13 +178,13 @@ def hashes(run_dir: Path, step: int) -> dict[str, str]:
 
 
 def test_what_does_not_fit_is_trained_in_turns_and_a_cap_that_is_too_small_is_refused_first(
-    photos: Path, tmp_path: Path
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     prepare.run(CONFIG, photos, tmp_path / "run")
     before = content(tmp_path / "run")
     with pytest.raises(InputError, match=r"train\.node_memory_mb is 0\.01, but .* take \d"):
         train.run(changed("train.node_memory_mb=0.01"), tmp_path / "run")
-    assert content(tmp_path / "run").keys() - before.keys() <= {".lock", ".workers"}
+    assert content(tmp_path / "run") == before | {".lock": b"", ".workers": b""}
     octree = prepare.read_prepared(tmp_path / "run").octree
     cap = node_bytes(CONFIG) * octree.num_nodes / MIB  # one less than with the background
     in_turns = changed(f"train.node_memory_mb={cap}", "train.turn_steps=1")
@@ -193,8 +193,19 @@ def test_what_does_not_fit_is_trained_in_turns_and_a_cap_that_is_too_small_is_re
     first, second, last = (hashes(tmp_path / "run", step) for step in (1, 2, 4))
     assert len(first) < len(second) == len(last)
     assert sum(name.startswith("nodes/") for name in last) == octree.num_nodes + 1
+    assert "stay untrained" not in caplog.text
     # the same command, with other turns or none, goes on with it
     assert train.run(changed("train.steps=6"), tmp_path / "run", resume="latest") == 0
+
+
+def test_a_training_that_ends_before_the_last_turn_says_so(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepare.run(CONFIG, photos, tmp_path / "run")
+    octree = prepare.read_prepared(tmp_path / "run").octree
+    cap = node_bytes(CONFIG) * octree.num_nodes / MIB
+    assert train.run(changed(f"train.node_memory_mb={cap}", "train.turn_steps=4"), tmp_path / "run") == 0
+    assert "train.steps=4 are over before the last of 2 turns of train.turn_steps=4 begins" in caplog.text
 
 
 def test_a_subtree_is_trained_again_and_the_rest_is_the_same_to_the_byte(trained: Path) -> None:
@@ -202,8 +213,11 @@ def test_a_subtree_is_trained_again_and_the_rest_is_the_same_to_the_byte(trained
     again = changed(f"train.subtree={name}", "train.steps=3")
     with pytest.raises(InputError, match=r"train\.subtree is .* or --resume latest to change the training"):
         train.run(changed(f"train.subtree={name}"), trained)
-    with pytest.raises(InputError, match="The tree has no node r0123; the nearest one above it is r"):
-        train.run(changed("train.subtree=r0123", "train.steps=3"), trained, resume="latest")
+    before = content(trained)
+    for resume in ("latest", str(trained / "checkpoints/00000002")):
+        with pytest.raises(InputError, match="The tree has no node r0123; the nearest one above it is r"):
+            train.run(changed("train.subtree=r0123", "train.steps=3"), trained, resume=resume)
+    assert content(trained) == before
     assert train.run(again, trained, resume="latest") == 0
     assert steps(trained)[-3:] == [5, 6, 7]  # the budget counts from there
     before, after = hashes(trained, 4), hashes(trained, 7)
