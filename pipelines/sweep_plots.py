@@ -14,15 +14,17 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from pipelines.journal import Trial, name_of
 from pipelines.sweep_file import Sweep
 
 LOG_SPAN = 20.0  # of values from which on their axis is logarithmic
+TICK_ROOM = 0.17  # least distance of two ticks, part of the axis
 COLUMNS = 3
 SCORE = "val PSNR in dB"
-BEST = "tab:red"
+BEST, OTHER = "tab:red", "tab:blue"
 
 
 def write(sweep: Sweep, trials: Sequence[Trial], winner: Trial, folder: Path) -> list[Path]:
@@ -54,9 +56,9 @@ def sensitivity(sweep: Sweep, trials: Sequence[Trial], winner: Trial) -> Figure:
         place, ticks = positions([trial.values[key] for trial in shown])
         if alone:
             order = np.argsort(place, kind="stable")
-            axes.plot(place[order], [shown[index].score for index in order], color="tab:blue", linewidth=1, zorder=1)
+            axes.plot(place[order], [shown[index].score for index in order], color=OTHER, linewidth=1, zorder=1)
         for trial, x in zip(shown, place, strict=True):
-            colour = BEST if trial is winner else "tab:blue"
+            colour = BEST if trial is winner else OTHER
             axes.plot(x, trial.score, "o", color=colour, fillstyle="none" if trial.state == "stopped" else "full")
         if alone:
             at = next(x for trial, x in zip(shown, place, strict=True) if trial.values[key] == base[key])
@@ -68,6 +70,7 @@ def sensitivity(sweep: Sweep, trials: Sequence[Trial], winner: Trial) -> Figure:
         axes.set_axis_off()
     for axes in grid[:, 0]:
         axes.set_ylabel(SCORE)
+    _explain(figure, trials, {"marker": "o", "linestyle": "none"}, {"fillstyle": "none"})
     return figure
 
 
@@ -96,6 +99,7 @@ def parallel(trials: Sequence[Trial], winner: Trial) -> Figure:
     axes.tick_params(axis="x", length=0)
     for side in axes.spines.values():
         side.set_visible(False)
+    _explain(figure, trials, {"linewidth": 2.0}, {"linewidth": 1.0, "linestyle": "--"})
     return figure
 
 
@@ -112,13 +116,15 @@ def curves(trials: Sequence[Trial], winner: Trial) -> Figure:
         axes.annotate(name_of(trial.number), (seconds[-1], scores[-1]), xytext=(3, 0), textcoords="offset points")
     axes.set(xlabel="seconds of training", ylabel=SCORE, xlim=(0, None))
     axes.grid(alpha=0.3)
+    _explain(figure, trials, {"marker": "."}, {"linestyle": "--"})
     return figure
 
 
 def positions(values: Sequence[Any]) -> tuple[NDArray[np.float64], tuple[list[float], list[str]]]:
     """Where values lie on an axis [N], and its ticks: numbers by their size, or its logarithm; others in a row.
 
-    Zero lies as far below the smallest other number on a logarithmic axis as that lies below its double.
+    Zero lies a decade below the smallest other number on a logarithmic axis.  Ticks that would lie too close to the one
+    before or to the last are left out.
     """
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         texts = [str(value) for value in values]
@@ -127,12 +133,25 @@ def positions(values: Sequence[Any]) -> tuple[NDArray[np.float64], tuple[list[fl
     numbers = np.array(values, dtype=float)
     positive = numbers[numbers > 0]
     if len(positive) and numbers.min() >= 0 and positive.max() / positive.min() >= LOG_SPAN:
-        place = np.log10(np.where(numbers > 0, numbers, positive.min() / 2))
+        place = np.log10(np.where(numbers > 0, numbers, positive.min() / 10))
     else:
         place = numbers
     distinct = sorted(set(zip(place.tolist(), numbers.tolist(), strict=True)))
-    chosen = distinct if len(distinct) <= 5 else [distinct[0], distinct[len(distinct) // 2], distinct[-1]]
+    room = TICK_ROOM * (distinct[-1][0] - distinct[0][0])
+    chosen = distinct[:1]
+    for tick in distinct[1:-1]:
+        if chosen[-1][0] + room <= tick[0] <= distinct[-1][0] - room:
+            chosen.append(tick)
+    chosen += distinct[1:][-1:]
     return place, ([at for at, _ in chosen], [f"{number:.3g}" for _, number in chosen])
+
+
+def _explain(figure: Figure, trials: Sequence[Trial], style: dict[str, Any], early: dict[str, Any]) -> None:
+    """Say above a figure what its lines and marks are."""
+    marks = [Line2D([], [], color=BEST, label="best", **style), Line2D([], [], color=OTHER, label="trial", **style)]
+    if any(trial.state == "stopped" for trial in trials):
+        marks.append(Line2D([], [], color=OTHER, label="stopped early", **{**style, **early}))
+    figure.legend(handles=marks, loc="outside upper center", ncols=len(marks), frameon=False)
 
 
 def _axis(axes: Axes, x: float, heights: NDArray[np.float64], labels: Sequence[str]) -> None:
