@@ -198,9 +198,11 @@ def test_what_does_not_fit_is_trained_in_turns_and_a_cap_that_is_too_small_is_re
     assert train.run(changed("train.steps=6"), tmp_path / "run", resume="latest") == 0
 
 
+@pytest.mark.usefixtures("scores")
 def test_a_training_that_ends_before_the_last_turn_says_so(
     photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING)  # whatever the tests before this one left
     prepare.run(CONFIG, photos, tmp_path / "run")
     octree = prepare.read_prepared(tmp_path / "run").octree
     cap = node_bytes(CONFIG) * octree.num_nodes / MIB
