@@ -16,7 +16,7 @@ import typer
 
 from inf_nerf.errors import InputError
 from inf_nerf.files import FULL
-from pipelines.commands import data, results, training
+from pipelines.commands import data, exports, results, training
 from pipelines.options import PACKAGES
 
 EXIT_INPUT_ERROR = 2
@@ -27,7 +27,7 @@ app = typer.Typer(
     help=(
         "Turn posed photos into an octree of small radiance fields with level of detail.\n\n"
         "See it work first: **inf-nerf demo**. With your own photos (a COLMAP folder or a transforms.json): "
-        "**prepare**, **train**, **eval**, **render**, all on one run directory."
+        "**prepare**, **train**, **eval**, **render**, **export**, all on one run directory."
     ),
     epilog="Bad input ends with one sentence and exit code 2; an interrupted training with 130 or 143, and continues "
     "when the same command is given again.",
@@ -39,7 +39,7 @@ app = typer.Typer(
 for command in (data.synth, data.prepare, data.plan, training.train):
     app.command()(command)
 app.command(name="eval")(results.evaluate)
-for command in (results.render, training.sweep, training.demo):
+for command in (results.render, exports.export, training.sweep, training.demo):
     app.command()(command)
 
 

@@ -21,6 +21,7 @@ ROOMS: dict[str, set[str]] = {
     "field": {"config", "errors", "files"},
     "render": {"config", "errors", "files", "scene", "octree", "field"},
     "train": {"config", "errors", "files", "places", "scene", "octree", "field", "render"},
+    "export": {"config", "errors", "files", "places", "scene", "octree", "field", "render", "train"},
 }
 FORBIDDEN_IN_LIBRARY = {"ray", "mlflow", "pipelines", "tests"}
 

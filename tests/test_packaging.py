@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text()
 EXTRAS = PROJECT["optional-dependencies"]
-REQUIREMENTS = [Requirement(text) for text in (*PROJECT["dependencies"], *EXTRAS["dev"])]
+LISTED = [Requirement(text) for texts in (PROJECT["dependencies"], *EXTRAS.values()) for text in texts]
+# an extra may name another one of this package
+REQUIREMENTS = [requirement for requirement in LISTED if requirement.name != PROJECT["name"]]
 
 
 def pins() -> dict[str, Version]:

@@ -18,7 +18,7 @@ from inf_nerf.octree.topology import Octree
 from inf_nerf.render.images import Crop, PicturePart
 from inf_nerf.render.model import Model, Rendered
 from inf_nerf.render.node_cache import NodeCache
-from inf_nerf.render.working_set import Bundles, working_set
+from inf_nerf.render.working_set import Bundles, nodes_in_box, working_set
 from inf_nerf.scene.cameras import Cameras, Rays
 
 BLOCK = 32  # pixels along a side of the smallest part
@@ -50,8 +50,21 @@ class StoredModel:
 
     def render(self, rays: Rays, *, lod_blend: float = 0.0, appearance: Tensor | None = None) -> Rendered:
         """What rays see, coarser where their nodes do not fit; ``touched`` and ``share`` [m] are of the nodes held."""
-        model = self._hold_for(Bundles.of(rays, self._footprint_px), lod_blend)
-        return model.render(rays, lod_blend=lod_blend, appearance=appearance)
+        return self.for_rays(rays, lod_blend).render(rays, lod_blend=lod_blend, appearance=appearance)
+
+    def fits(self, rays: Rays, lod_blend: float = 0.0) -> bool:
+        """Whether all nodes that rays can ask fit, so that nothing has to be coarser."""
+        return len(self._asked(Bundles.of(rays, self._footprint_px), lod_blend)) <= self.cache.room
+
+    def for_rays(self, rays: Rays, lod_blend: float = 0.0) -> Model:
+        """A model for rays, until the next one is asked for; coarser where their nodes do not fit."""
+        return self._hold_for(Bundles.of(rays, self._footprint_px), lod_blend)
+
+    def for_box(self, low: Tensor, high: Tensor, footprint: float) -> Model:
+        """A model for positions in the box ``low`` to ``high`` [3] at a footprint, as routed, until the next one is
+        asked for; coarser where its nodes do not fit."""
+        nodes = nodes_in_box(self.octree, low, high, footprint)
+        return self._hold(self._fitting((low + high)[None].double() / 2, nodes))
 
     def view(self, cameras: Cameras, photo: int, level: int, crop: Crop) -> Model:
         """A model for any rays of a part of a picture, until the next view; coarser where its nodes do not fit."""
@@ -87,7 +100,7 @@ class StoredModel:
         return working_set(self.octree, bundle, lod_blend, near=self._scenery.config.sampler.near)
 
     def _hold_for(self, bundle: Bundles, lod_blend: float) -> Model:
-        return self._hold(self._fitting(bundle, self._asked(bundle, lod_blend)))
+        return self._hold(self._fitting(bundle.centre, self._asked(bundle, lod_blend)))
 
     def _plan(self, cameras: Cameras, photo: int, level: int, crop: Crop, lod_blend: float) -> Plan:
         """The parts of a picture and the nodes of each, ascending."""
@@ -106,7 +119,7 @@ class StoredModel:
                 min(crop.bottom, crop.top + bottom * BLOCK),
             )
             if len(nodes) <= self.cache.room or wide == high == 1:
-                return [(part, self._fitting(bundle, nodes))]
+                return [(part, self._fitting(bundle.centre, nodes))]
             if wide >= high:
                 middle = left + wide // 2
                 halves = split(left, top, middle, bottom), split(middle, top, right, bottom)
@@ -120,13 +133,14 @@ class StoredModel:
 
         return split(0, 0, across, -(-crop.height // BLOCK))
 
-    def _fitting(self, bundle: Bundles, nodes: Tensor) -> Tensor:
-        """``nodes`` [n] if they and the background fit; else the coarsest levels and, of the last, the largest."""
+    def _fitting(self, centre: Tensor, nodes: Tensor) -> Tensor:
+        """``nodes`` [n] if they and the background fit; else the coarsest levels and, of the last, those that are
+        largest from ``centre`` [1, 3]."""
         room = self.cache.room
         if len(nodes) <= room:
             return nodes
         level = self.octree.level[nodes].cpu()
-        away = (self.octree.centre[nodes].double().cpu() - bundle.centre).norm(dim=1)
+        away = (self.octree.centre[nodes].double().cpu() - centre).norm(dim=1)
         by_size = torch.argsort(away / self.octree.half[nodes].double().cpu(), stable=True)
         order = by_size[torch.argsort(level[by_size], stable=True)]
         return torch.sort(nodes[order[:room]]).values

@@ -1,0 +1,1 @@
+"""What other programs can use: points, meshes, 3D Tiles, orthophotos, smaller checkpoints."""

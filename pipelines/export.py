@@ -1,0 +1,272 @@
+"""Stage ``export``: what other programs can use, made from a trained run.
+
+Every kind of export goes on where it was interrupted, and holds no more than a memory budget of the model.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from inf_nerf.config import Config
+from inf_nerf.errors import InputError
+from inf_nerf.export import mesh_files, point_files, raster_files
+from inf_nerf.export.cloud import Grid
+from inf_nerf.export.georeference import find_georeference
+from inf_nerf.export.mesh import extract_mesh
+from inf_nerf.export.mesh_files import write_mesh
+from inf_nerf.export.ortho import MapGrid, write_ortho
+from inf_nerf.export.placement import CropBox, Placement
+from inf_nerf.export.points import write_points
+from inf_nerf.export.pruned import write_pruned
+from inf_nerf.export.surface import Rendering, surface_parts
+from inf_nerf.export.tiles import tile_grid, write_tiles
+from inf_nerf.export.unfinished import Progress, Unfinished
+from inf_nerf.files import write_atomic
+from inf_nerf.places import Place
+from inf_nerf.render.budget import budget_bytes
+from inf_nerf.render.images import chunk_rays
+from inf_nerf.render.parallel import available_cores
+from inf_nerf.scene.points import SparsePoints
+from inf_nerf.scene.scene import Scene
+from inf_nerf.train.opened import Checkpoint, StoredCheckpoint, open_checkpoint
+from pipelines.evaluate import find_checkpoint, memory_figures, run_of
+
+Array = NDArray[np.float64]
+
+KINDS = ("points", "mesh", "tiles", "ortho", "checkpoint")
+SUFFIXES = {
+    "points": point_files.SUFFIXES,
+    "mesh": mesh_files.SUFFIXES,
+    "ortho": raster_files.SUFFIXES,
+    "tiles": ("",),
+    "checkpoint": ("",),
+}
+FORMAT = 1  # of parts; raised when they change their meaning, so that old ones are not used again
+FINEST = 2.0  # default gsd over that of the finest nodes
+WELL_SEEN = 4  # observations of a sparse point with which exported points are compared
+EXTENT = 1.0  # percentile of the sparse points from which to its counterpart an orthophoto reaches by default
+
+
+def run(
+    run_dir: Place,
+    kind: str,
+    out: Path,
+    *,
+    gsd: float | None = None,
+    crop: tuple[float, ...] | None = None,
+    levels: int | None = None,
+    crs: str | None = None,
+    origin: tuple[float, ...] | None = None,
+    config: Config | None = None,
+    memory_budget: str | None = None,
+) -> dict[str, Any]:
+    """Export a run, or a checkpoint, as one of `KINDS` to ``out``; returns the figures that are written beside it.
+
+    ``gsd`` is in metres where it is known where on the earth the scene is (from the input, or by ``crs`` or ``origin``:
+    latitude, longitude, height), else in the input's unit; by default twice that of the finest nodes.  ``crop`` is
+    x0, y0, z0, x1, y1, z1 in the input's coordinates.  ``levels`` are those that a checkpoint keeps.  Raises
+    :class:`InputError` for input that cannot be used.
+    """
+    console = Console()
+    _check(kind, out, gsd, crop, levels, crs, origin)
+    opened = open_checkpoint(find_checkpoint(run_dir))
+    if kind == "checkpoint":
+        assert levels is not None
+        with _bars(console) as progress:
+            figures: dict[str, Any] = {"kind": kind, **asdict(write_pruned(opened, levels, out, progress))}
+        return _finish(out, figures, console)
+    budget = None if memory_budget is None else budget_bytes(memory_budget, opened.model_bytes)
+    checkpoint: Checkpoint | StoredCheckpoint = opened.load() if budget is None else opened.within(budget)
+    settings = config or checkpoint.config
+    latitude = None if origin is None else (origin[0], origin[1], origin[2])
+    placement = Placement(checkpoint.scene.frame, find_georeference(checkpoint.scene, crs, latitude))
+    finest = float(checkpoint.octree.gsd.min()) / settings.octree.footprint_px
+    gsd = FINEST * finest * placement.scale if gsd is None else gsd
+    box = None if crop is None else CropBox(np.array(crop[:3]), np.array(crop[3:]), checkpoint.scene.frame)
+    rendering = Rendering(
+        checkpoint.model,
+        chunk_rays(settings.eval.chunk_samples, settings.sampler.max_samples),
+        available_cores(),
+        settings.sampler.near,
+    )
+    key = {"format": FORMAT, "digest": checkpoint.digest, "kind": kind, "gsd": gsd, "crop": crop, "budget": budget}
+    key |= {
+        "placement": placement.tiles_matrix.tolist(),
+        "crs": placement.crs,
+        "sampler": settings.sampler.model_dump(),
+    }
+    unfinished = Unfinished(out, json.loads(json.dumps(key)))
+    folder = run_of(run_dir)
+    points = checkpoint.scene.points if folder is None else Scene.load(folder).points
+    with _bars(console) as progress:
+        if kind == "ortho":
+            figures = _ortho(rendering, checkpoint, settings, placement, gsd, box, out, unfinished, progress, points)
+        elif kind == "mesh":
+            figures = _mesh(rendering, checkpoint, settings, placement, gsd, box, out, unfinished, progress)
+        else:
+            figures = _cloud(kind, rendering, checkpoint, placement, gsd, box, out, unfinished, progress, points)
+    georeference = placement.georeference
+    figures = {
+        "kind": kind,
+        "checkpoint": checkpoint.digest,
+        "gsd": gsd,
+        "unit": placement.unit,
+        "crs": placement.crs,
+        "georeference": georeference and georeference.source,
+        "georeference_residual_m": georeference and georeference.residual_m,
+        **figures,
+    }
+    if isinstance(checkpoint, StoredCheckpoint):
+        figures["memory"] = memory_figures(checkpoint)
+        checkpoint.model.cache.close()
+    unfinished.done()
+    return _finish(out, figures, console)
+
+
+def _cloud(
+    kind: str,
+    rendering: Rendering,
+    checkpoint: Checkpoint | StoredCheckpoint,
+    placement: Placement,
+    gsd: float,
+    crop: CropBox | None,
+    out: Path,
+    unfinished: Unfinished,
+    progress: Progress,
+    sparse: SparsePoints,
+) -> dict[str, Any]:
+    """Points or tiles."""
+    scene, side = checkpoint.scene, gsd / placement.scale
+    grid = tile_grid(side) if kind == "tiles" else Grid.of(side)
+    parts = surface_parts(rendering, scene.cameras, scene.train, grid, crop, unfinished, progress)
+    if kind == "tiles":
+        return {"cell": grid.side * placement.scale, **asdict(write_tiles(parts, grid, placement, out, progress))}
+    figures = write_points(parts, grid, placement, out, _references(sparse, crop), progress)
+    if figures.num_points == 0:
+        raise InputError("The photos see nothing opaque there, so there are no points; train longer or crop less.")
+    return asdict(figures)
+
+
+def _ortho(
+    rendering: Rendering,
+    checkpoint: Checkpoint | StoredCheckpoint,
+    settings: Config,
+    placement: Placement,
+    gsd: float,
+    crop: CropBox | None,
+    out: Path,
+    unfinished: Unfinished,
+    progress: Progress,
+    sparse: SparsePoints,
+) -> dict[str, Any]:
+    low, high = np.full(3, -1.0), np.full(3, 1.0)
+    if len(xyz := sparse.xyz[sparse.in_cube].double().numpy()):
+        low, high = np.percentile(xyz, [EXTENT, 100 - EXTENT], axis=0)
+    grid = MapGrid.over(placement, gsd, low, high, crop)
+    write_ortho(rendering, checkpoint.octree, settings.octree.footprint_px, placement, grid, out, unfinished, progress)
+    return {"width": grid.width, "height": grid.height, "left": grid.left, "top": grid.top, "tiles": len(grid.tiles)}
+
+
+def _mesh(
+    rendering: Rendering,
+    checkpoint: Checkpoint | StoredCheckpoint,
+    settings: Config,
+    placement: Placement,
+    gsd: float,
+    crop: CropBox | None,
+    out: Path,
+    unfinished: Unfinished,
+    progress: Progress,
+) -> dict[str, Any]:
+    assert crop is not None
+    scene, footprint_px = checkpoint.scene, settings.octree.footprint_px
+    side = gsd / placement.scale
+    mesh = extract_mesh(rendering, scene.cameras, scene.train, side, crop, footprint_px, unfinished, progress)
+    write_mesh(mesh, placement, out)
+    return {"vertices": len(mesh.xyz), "faces": len(mesh.faces)}
+
+
+def _references(points: SparsePoints, crop: CropBox | None) -> Array:
+    """Scene positions [Q, 3] of sparse points that were seen well, all of them where observations are not known."""
+    seen = points.track_start.diff()
+    well = points.in_cube & ((seen >= WELL_SEEN) | (seen.sum() == 0))
+    xyz = points.xyz[well].double().numpy()
+    return xyz if crop is None else xyz[crop.holds(xyz)]
+
+
+def _check(
+    kind: str,
+    out: Path,
+    gsd: float | None,
+    crop: tuple[float, ...] | None,
+    levels: int | None,
+    crs: str | None,
+    origin: tuple[float, ...] | None,
+) -> None:
+    """Refuse what cannot be used before anything is read."""
+    if kind not in KINDS:
+        raise InputError(f"The export {kind!r} is unknown; choose one of {', '.join(KINDS)}.")
+    if out.suffix not in SUFFIXES[kind] and SUFFIXES[kind] != ("",):
+        raise InputError(f"{out} is no file of {kind} that is written; use {', '.join(SUFFIXES[kind])}.")
+    if gsd is not None and not (np.isfinite(gsd) and gsd > 0):
+        raise InputError(f"The gsd {gsd:g} is not greater than zero; correct --gsd.")
+    if crs is not None and origin is not None:
+        raise InputError("Both --crs and --origin say where the input lies; give one of them.")
+    if origin is not None and not (len(origin) == 3 and abs(origin[0]) <= 90 and abs(origin[1]) <= 360):
+        raise InputError(f"The origin {origin} is no latitude, longitude, height; write it as 52.8,16.6,80.")
+    if crop is not None and len(crop) != 6:
+        raise InputError(f"The crop has {len(crop)} numbers; write x0,y0,z0,x1,y1,z1 in the input's coordinates.")
+    if kind == "mesh" and crop is None:
+        raise InputError("A mesh is made of a crop; name it with --crop x0,y0,z0,x1,y1,z1 in the input's coordinates.")
+    if (kind == "checkpoint") != (levels is not None):
+        raise InputError("--levels says how many levels of the octree --to checkpoint keeps, and only that.")
+
+
+def _finish(out: Path, figures: dict[str, Any], console: Console) -> dict[str, Any]:
+    beside = out.with_name(f"{out.stem}_export.json")
+    write_atomic(beside, json.dumps(figures, indent=1, sort_keys=True) + "\n")
+    console.print(f"Wrote {out} and {beside}.", markup=False, highlight=False, soft_wrap=True)
+    if (away := figures.get("median_distance")) is not None:
+        console.print(
+            f"Half of the {figures['references']} sparse points with {WELL_SEEN} or more observations lie within "
+            f"{away:.3g} {figures['unit']} of a written point, {away / figures['gsd']:.2f} times the gsd.",
+            markup=False,
+            highlight=False,
+        )
+    if (source := figures.get("georeference")) is not None:
+        residual = figures["georeference_residual_m"]
+        off = "" if residual is None else f", from which half of the cameras are within {residual:.2f} m"
+        console.print(f"Coordinates are in {figures['crs']}, known from {source}{off}.", markup=False, highlight=False)
+    return figures
+
+
+@contextmanager
+def _bars(console: Console) -> Iterator[Progress]:
+    """A bar for each kind of part."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    with Bars(*columns, console=console) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield progress
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_stage
+
+    run_stage("export")
