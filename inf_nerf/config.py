@@ -227,6 +227,14 @@ class TrackingConfig(Section):
     run_name: str | None = None
     uri: str | None = None  # None: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working directory
     log_checkpoint: bool = False  # upload the checkpoint itself; otherwise only its path and hash are recorded
+    register_as: str | None = None  # name in the model registry under which trained models become versions
+
+    @field_validator("register_as")
+    @classmethod
+    def _a_name_that_a_registry_takes(cls, value: str | None) -> str | None:
+        if value is not None and (not value.strip() or set(value) & set("/:'")):
+            raise ValueError("expected a name without '/', ':' and quotation marks")
+        return value
 
 
 class CityConfig(Section):

@@ -16,7 +16,7 @@ import typer
 
 from inf_nerf.errors import InputError
 from inf_nerf.files import FULL
-from pipelines.commands import data, exports, results, training
+from pipelines.commands import data, exports, results, runs, training
 from pipelines.options import PACKAGES
 
 EXIT_INPUT_ERROR = 2
@@ -39,7 +39,7 @@ app = typer.Typer(
 for command in (data.synth, data.prepare, data.plan, training.train):
     app.command()(command)
 app.command(name="eval")(results.evaluate)
-for command in (results.render, exports.export, training.sweep, training.demo):
+for command in (results.render, exports.export, runs.compare, training.sweep, runs.track, training.demo):
     app.command()(command)
 
 

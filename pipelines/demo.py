@@ -4,7 +4,6 @@ Everything lies in one run directory, so the same command continues what was int
 """
 
 import json
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -18,8 +17,9 @@ from inf_nerf.files import write_atomic
 from inf_nerf.scene.city.folder import CityParameters
 from inf_nerf.train.manifest import read_manifest
 from pipelines import prepare, render, synth, train
+from pipelines.compare import ui_command
 from pipelines.evaluate import find_checkpoint
-from pipelines.tracking import tracking_uri, without_password
+from pipelines.mlflow_store import tracking_uri, without_password
 
 CONFIG = Path("configs/demo.yaml")  # in the repository
 CITY = CityParameters(blocks=3, photos=60, size=320)
@@ -95,11 +95,8 @@ def closing_words(run_dir: Path, config: Config) -> str:
         f"  {run_dir / 'metrics.jsonl'}   one line per logged training step",
     ]
     if config.tracking.enabled:
-        mlflow = Path(sys.executable).with_name("mlflow")
-        if mlflow.is_relative_to(Path.cwd()):
-            mlflow = mlflow.relative_to(Path.cwd())
         uri = without_password(tracking_uri(config))
-        lines += ["MLflow", f"  {uri}", f"  {mlflow} ui --backend-store-uri {uri}   and open the address it prints"]
+        lines += ["MLflow", f"  {uri}", f"  {ui_command(uri)}   and open the address it prints"]
     return "\n".join(lines)
 
 

@@ -85,7 +85,7 @@ def run(
         for frame in range(num_frames):
             if isinstance(checkpoint.model, StoredModel) and frame + 1 < num_frames:
                 checkpoint.model.expect(cameras.cameras, frame + 1, 0, settings.render.lod_blend)
-            rendered = _frame(checkpoint.model, cameras, frame, settings)
+            rendered = render_frame(checkpoint.model, cameras, frame, settings)
             take(painter(rendered))
             figures.add(rendered, level_share(rendered.share, octree))
             progress.advance(task)
@@ -183,7 +183,8 @@ def _open(path: Place, memory_budget: str | None) -> Checkpoint | StoredCheckpoi
     return opened.within(budget_bytes(memory_budget, opened.model_bytes))
 
 
-def _frame(model: Any, path: CameraPath, frame: int, settings: Config) -> RenderedImage:
+def render_frame(model: Any, path: CameraPath, frame: int, settings: Config) -> RenderedImage:
+    """One frame of a path as pictures and videos show it."""
     return render_image(
         model,
         path.cameras,

@@ -25,7 +25,8 @@ from inf_nerf.train.manifest import clear_leftovers, latest_checkpoint, read_man
 from pipelines import evaluate, prepare
 from pipelines.attempts import ATTEMPT, fit
 from pipelines.division import Dealing, describe, division_table, tile_tables
-from pipelines.progress import METRICS_FILE, TrainingProgress, forget_rows_after
+from pipelines.progress import METRICS_FILE, RowReader, TrainingProgress, forget_rows_after
+from pipelines.provenance import provenance
 from pipelines.ray_session import session_cpus, start_ray
 from pipelines.resume import refuse_unfit, set_aside_later, starting_point
 from pipelines.run_lock import run_lock
@@ -63,8 +64,10 @@ def _run(config: Config, run_dir: Path, data_root: Path | None, resume: str | No
         print(f"{run_dir} is already trained ({read_manifest(start)['step']} steps); nothing to train.")
         if tracker.unfinished():  # the evaluation was interrupted
             with tracker:
+                _record_missed(run_dir, tracker)
                 _conclude(config, run_dir, start, tracker)
         else:
+            tracker.send_waiting()
             evaluate.run(run_dir, config)
         return 0
     if data_root is not None:
@@ -97,13 +100,16 @@ def _run(config: Config, run_dir: Path, data_root: Path | None, resume: str | No
             config.train.turn_steps,
         )
     with tracker:
+        tracker.set_tags(provenance(config, run_dir, prepared))
         tracker.log_octree(prepared.octree)
         tracker.log_division(description)
         code = _fit_and_follow(config, run_dir, dealing, start, tracker)
         if code:
             newest = latest_checkpoint(run_dir)
             if newest is not None:
-                tracker.log_checkpoint(newest, read_manifest(newest)["digest"])
+                manifest = read_manifest(newest)
+                tracker.log_checkpoint(newest, manifest["digest"])
+                tracker.log_model(newest, manifest)
             tracker.interrupted()
             command = "the same command" if resume in (None, "latest") else "the same command without --resume"
             print(f"Stopped and saved {newest}; {command} continues from there.")
@@ -112,11 +118,19 @@ def _run(config: Config, run_dir: Path, data_root: Path | None, resume: str | No
     return code
 
 
+def _record_missed(run_dir: Path, tracker: Tracker) -> None:
+    """Record rows that a driver which was killed did not come to read."""
+    rows = RowReader(run_dir / METRICS_FILE).read()
+    tracker.log_metrics([row for row in rows if row["step"] > tracker.recorded_step])
+
+
 def _conclude(config: Config, run_dir: Path, checkpoint: Path, tracker: Tracker) -> None:
     """Evaluate a trained checkpoint and record it."""
     manifest = read_manifest(checkpoint)
     tracker.log_checkpoint(checkpoint, manifest["digest"])
-    tracker.log_evaluation(evaluate.run(run_dir, config, checkpoint), manifest["step"])
+    evaluation = evaluate.run(run_dir, config, checkpoint)
+    tracker.log_evaluation(evaluation, manifest["step"])
+    tracker.log_model(checkpoint, manifest, evaluation.get("psnr0"))
     for picture in sorted((run_dir / "pictures").glob("*.png")):
         tracker.log_picture(picture)
 
@@ -151,6 +165,7 @@ def _fit_and_follow(config: Config, run_dir: Path, dealing: Dealing, start: Path
 
     metrics = run_dir / METRICS_FILE
     forget_rows_after(metrics, read_manifest(start)["step"] if start is not None else 0)
+    _record_missed(run_dir, tracker)
     start_ray(session_cpus(config))
     before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     thread = threading.Thread(target=work, name="ray-train", daemon=True)

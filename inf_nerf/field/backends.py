@@ -40,8 +40,7 @@ def resolve_backend(name: str, device: str | torch.device) -> Encoder:
     """
     kind = torch.device(device).type
     if name == "auto":
-        fastest = {"cpu": "numba", "cuda": "triton"}.get(kind)
-        name = fastest if fastest is not None and importlib.util.find_spec(fastest) is not None else "torch"
+        name = backend_name(name, device)
         logger.info("field backend: %s (chosen automatically for %s)", name, kind)
     if name == "torch":
         return Encoder("torch", hash_grid.encode)
@@ -52,6 +51,14 @@ def resolve_backend(name: str, device: str | torch.device) -> Encoder:
     if name == "tinycudann":
         return _tinycudann(kind)
     raise InputError(f"field.backend is {name!r}, which is unknown; choose auto, torch, numba, triton or tinycudann.")
+
+
+def backend_name(name: str, device: str | torch.device) -> str:
+    """The backend that ``name`` stands for on that kind of device; only ``auto`` stands for another."""
+    fastest = {"cpu": "numba", "cuda": "triton"}.get(torch.device(device).type)
+    if name != "auto":
+        return name
+    return fastest if fastest is not None and importlib.util.find_spec(fastest) is not None else "torch"
 
 
 def portable_backend(name: str, device: str | torch.device) -> str:

@@ -6,7 +6,7 @@ stay above its ground.  Camera axes are x right, y down, z forward; positions ar
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,22 +132,31 @@ def photos(scene: Scene, render: RenderConfig) -> CameraPath:
 def path_from_json(file: Path, frame: WorldFrame) -> CameraPath:
     """A path written by hand or by another program; docs/camera-paths.md documents the file.
 
-    Poses are in the frame of the input (the COLMAP model or transforms.json) and go through ``frame``.  Raises
-    :class:`InputError` naming the file and the place in it.
+    Raises :class:`InputError` naming the file and the place in it.
     """
-    content = _read_json(file)
-    width, height = _number(file, content, "width", 1, 16384), _number(file, content, "height", 1, 16384)
-    fov = _number(file, content, "fov_degrees", 1e-3, 175.0)
-    fps = _number(file, content, "fps", 1, 240)
+    return path_from_description(_read_json(file), frame, str(file))
+
+
+def path_from_description(content: Mapping[str, Any], frame: WorldFrame, source: str) -> CameraPath:
+    """The path that the content of such a file describes.
+
+    Poses are in the frame of the input (the COLMAP model or transforms.json) and go through ``frame``.  Raises
+    :class:`InputError` naming ``source`` and the place in it.
+    """
+    width, height = _number(source, content, "width", 1, 16384), _number(source, content, "height", 1, 16384)
+    fov = _number(source, content, "fov_degrees", 1e-3, 175.0)
+    fps = _number(source, content, "fps", 1, 240)
     frames = content.get("frames")
     if not isinstance(frames, list) or not frames:
-        raise InputError(f"{file} has no list 'frames' with at least one frame; see docs/camera-paths.md.")
+        raise InputError(f"{source} has no list 'frames' with at least one frame; see docs/camera-paths.md.")
     poses, focal = [], []
     for index, entry in enumerate(frames):
         if not isinstance(entry, dict):
-            raise InputError(f"{file} holds in frames[{index}] no mapping with 'camera_to_world'; correct that frame.")
-        poses.append(_pose(file, index, entry.get("camera_to_world")))
-        own = _number(file, entry, "fov_degrees", 1e-3, 175.0) if "fov_degrees" in entry else fov
+            raise InputError(
+                f"{source} holds in frames[{index}] no mapping with 'camera_to_world'; correct that frame."
+            )
+        poses.append(_pose(source, index, entry.get("camera_to_world")))
+        own = _number(source, entry, "fov_degrees", 1e-3, 175.0) if "fov_degrees" in entry else fov
         focal.append(width / 2 / math.tan(math.radians(own) / 2))
     cam_to_world = frame.camera_to_scene(np.stack(poses))
     views = torch.from_numpy(cam_to_world).float()
@@ -306,22 +315,24 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _number(file: Path, content: dict[str, Any], key: str, low: float, high: float) -> float:
+def _number(source: str, content: Mapping[str, Any], key: str, low: float, high: float) -> float:
     value = content.get(key)
     if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-        raise InputError(f"{file} gives {key!r} as {value!r}; give a number from {low:g} to {high:g}.")
+        raise InputError(f"{source} gives {key!r} as {value!r}; give a number from {low:g} to {high:g}.")
     return float(value)
 
 
-def _pose(file: Path, index: int, value: Any) -> Array:
+def _pose(source: str, index: int, value: Any) -> Array:
     """Rotation and centre [3, 4] of a frame."""
     try:
         matrix = np.array(value, np.float64)
     except (TypeError, ValueError):
         matrix = np.empty(0)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
-        raise InputError(f"{file} gives frames[{index}].camera_to_world not as a 4 x 4 matrix of numbers; correct it.")
+        raise InputError(
+            f"{source} gives frames[{index}].camera_to_world not as a 4 x 4 matrix of numbers; correct it."
+        )
     rotation = matrix[:3, :3]
     if not np.allclose(rotation.T @ rotation, np.eye(3), atol=1e-3) or np.linalg.det(rotation) < 0:
-        raise InputError(f"{file} gives frames[{index}].camera_to_world without a rotation in it; correct it.")
+        raise InputError(f"{source} gives frames[{index}].camera_to_world without a rotation in it; correct it.")
     return matrix[:3]

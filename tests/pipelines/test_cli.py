@@ -21,7 +21,7 @@ from inf_nerf.errors import InputError
 from pipelines import cli
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("synth", "prepare", "plan", "train", "eval", "render", "export", "demo")
+STAGES = ("synth", "prepare", "plan", "train", "eval", "render", "export", "compare", "track", "demo")
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
@@ -215,6 +215,8 @@ def test_an_unknown_key_stops_every_stage_before_it_starts(
         "eval": [str(tmp_path)],
         "render": [str(tmp_path), "--path", "orbit", "--out", "x.mp4"],
         "export": [str(tmp_path), "--to", "points", "--out", "x.ply"],
+        "compare": [str(tmp_path)],
+        "track": [str(tmp_path)],
         "demo": ["--output-dir", str(tmp_path / "demo")],
     }[name]
     calls = stage({"eval": "evaluate", "demo": "synth"}.get(name, name))

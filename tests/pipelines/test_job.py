@@ -9,7 +9,7 @@ from inf_nerf.config import load_config
 from inf_nerf.errors import InputError
 from pipelines import cli
 from pipelines.job import JOB_VARIABLE, folder
-from pipelines.tracking import tracking_uri
+from pipelines.mlflow_store import tracking_uri
 
 RELATIVE = "is runs/x, relative to the working directory of this job, which is temporary; give an absolute path"
 

@@ -3,21 +3,15 @@
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import fsspec
-import numpy as np
 import pytest
-from PIL import Image
 
 from inf_nerf.errors import InputError
 from inf_nerf.places import Place, place
-from inf_nerf.scene.scene import Photo, Scene
-from inf_nerf.train.checkpoint import save_checkpoint
-from inf_nerf.train.loop import train
 from pipelines import cli, evaluate, render
-from tests.train.tiny import HEIGHT, WIDTH, tiny_config, tiny_octree, tiny_scene, tiny_work
+from tests.pipelines.tiny_run import train_tiny
 
 STEP = "00000010"
 
@@ -25,27 +19,7 @@ STEP = "00000010"
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a checkpoint, its scene, its configuration, and a photo to be scored."""
-    run_dir = tmp_path_factory.mktemp("trained")
-    config = tiny_config(
-        train={"steps": 10},
-        eval={"appearance_steps": 3, "appearance_rays": 64},
-        render={"width": 72, "height": 50, "frames": 3},
-    )
-    work = tiny_work(config).work
-    split = [Photo(photo.name, "test" if photo.split == "val" else photo.split, photo.file, None) for photo in
-             tiny_scene().photos]  # fmt: skip
-    scene: Scene = replace(tiny_scene(), photos=tuple(split), root=str(run_dir / "photos"))
-    (run_dir / "photos").mkdir()
-    y, x = np.mgrid[:HEIGHT, :WIDTH]
-    Image.fromarray(np.stack([3 * x, 5 * y, x + y], axis=-1).astype(np.uint8)).save(run_dir / "photos/3.png")
-
-    def on_save(val_psnr: float | None) -> None:
-        save_checkpoint(run_dir, work, scene, tiny_octree(), "tiny", val_psnr, True)
-
-    train(work, lambda row: None, on_save, lambda: False)
-    scene.save(run_dir)
-    (run_dir / "config.yaml").write_text(config.to_yaml())
-    return run_dir
+    return train_tiny(tmp_path_factory.mktemp("trained") / "run")
 
 
 @pytest.fixture

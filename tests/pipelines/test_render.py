@@ -93,7 +93,7 @@ def test_failing_frame_leaves_no_video(run_dir: Path, tmp_path: Path, monkeypatc
         calls.append(arguments)
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(stage, "_frame", fail)
+    monkeypatch.setattr(stage, "render_frame", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         stage.run(run_dir, "orbit", tmp_path / "videos" / "a.mp4")
     assert len(calls) == 1

@@ -3,8 +3,8 @@
 import json
 import logging
 import math
-import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +13,17 @@ from mlflow import MlflowClient
 from inf_nerf.config import Config, load_config
 from inf_nerf.errors import InputError
 from inf_nerf.octree.topology import Octree
-from pipelines import tracking
-from pipelines.tracking import Tracker, artifacts_of, numbers, tracking_uri, without_password
+from pipelines import mlflow_store, spool, track, tracking
+from pipelines.mlflow_store import RUN_FILE, SPOOL_FILE, artifacts_of, tracking_uri, without_password
+from pipelines.spool import Spool
+from pipelines.tracking import Tracker, numbers
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(spool, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(spool, "FAREWELL_SECONDS", 0.3)
 
 
 @pytest.fixture
@@ -193,7 +202,7 @@ def test_switched_off_nothing_is_imported_or_written(run_dir: Path, monkeypatch:
     def refuse(uri: str) -> None:
         raise AssertionError("MLflow was opened")
 
-    monkeypatch.setattr(tracking, "_open_client", refuse)
+    monkeypatch.setattr(tracking, "open_client", refuse)
     with Tracker(load_config(overrides=["tracking.enabled=false"]), run_dir) as tracker:
         tracker.log_metrics([{"step": 1, "loss": 1.0}])
         tracker.log_evaluation({"psnr": 1.0}, step=1)
@@ -243,43 +252,195 @@ def test_a_deleted_experiment_is_refused_by_name(client: MlflowClient, run_dir: 
         Tracker(load_config(overrides=["tracking.experiment=gone"]), run_dir).__enter__()
 
 
-def test_a_failing_store_is_reported_and_given_up_but_never_raised(
+class Outage:
+    """While it lasts, no request reaches the store."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lasts = False
+        for name in ("log_batch", "get_run", "update_run", "set_terminated", "log_text", "get_experiment_by_name"):
+            monkeypatch.setattr(MlflowClient, name, self._around(getattr(MlflowClient, name)))
+
+    def _around(self, original: Any) -> Any:
+        def request(*arguments: Any, **named: Any) -> Any:
+            if self.lasts:
+                raise ConnectionError("[Errno 111] Connection refused")
+            return original(*arguments, **named)
+
+        return request
+
+
+@pytest.fixture
+def outage(monkeypatch: pytest.MonkeyPatch) -> Outage:
+    return Outage(monkeypatch)
+
+
+def rows(first: int, last: int) -> list[dict[str, Any]]:
+    return [{"step": step, "loss": 1 / step, "level_share": {"0": 0.5}} for step in range(first, last + 1)]
+
+
+def steps_of(client: MlflowClient, tracker: Tracker, name: str = "loss") -> list[int]:
+    return [metric.step for metric in client.get_metric_history(run_id_of(tracker), name)]
+
+
+def test_a_store_that_goes_away_and_comes_back_misses_nothing(
+    client: MlflowClient, run_dir: Path, outage: Outage, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), Tracker(Config(), run_dir) as tracker:
+        tracker.log_metrics(rows(1, 10))
+        outage.lasts = True
+        for step in range(11, 50):
+            tracker.log_metrics(rows(step, step))
+        tracker.log_evaluation({"psnr": 20.0}, step=49)
+        outage.lasts = False
+        tracker.log_metrics(rows(50, 60))
+    assert steps_of(client, tracker) == steps_of(client, tracker, "level_share/0") == list(range(1, 61))
+    assert client.get_run(run_id_of(tracker)).data.metrics["eval/psnr"] == 20.0
+    assert client.get_run(run_id_of(tracker)).info.status == "FINISHED"
+    assert len(caplog.records) <= 1
+    assert len(Spool(run_dir / SPOOL_FILE)) == 0
+
+
+def test_what_a_store_misses_to_the_end_is_sent_by_track(
+    client: MlflowClient, run_dir: Path, outage: Outage, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), Tracker(Config(), run_dir) as tracker:
+        tracker.log_metrics(rows(1, 5))
+        outage.lasts = True
+        tracker.log_metrics(rows(6, 9))
+    said = [record.getMessage() for record in caplog.records]
+    assert "cannot be written to (Connection refused)" in said[0]
+    assert said[1].endswith(f"send them with: inf-nerf track {run_dir}") and len(said) == 2
+    with pytest.raises(
+        InputError, match=r"cannot be written to \(Connection refused\); 0 entries were sent and \d+ stay"
+    ):
+        track.run(run_dir, Config())
+    outage.lasts = False
+    assert client.get_run(run_id_of(tracker)).info.status == "RUNNING"  # as far as the store knows
+    assert track.run(run_dir, Config()) > 0
+    assert steps_of(client, tracker) == list(range(1, 10))
+    run = client.get_run(run_id_of(tracker))
+    assert run.info.status == "FINISHED"
+    assert track.run(run_dir, Config()) == 0
+    assert client.get_run(run_id_of(tracker)).info.end_time == run.info.end_time
+
+
+def test_a_begun_training_goes_on_while_its_store_is_away_and_a_new_one_is_refused(
+    client: MlflowClient, run_dir: Path, outage: Outage
+) -> None:
+    outage.lasts = True
+    with pytest.raises(InputError, match=r"cannot be used \(Connection refused\); correct tracking\.uri"):
+        Tracker(Config(), run_dir).__enter__()
+    assert list(run_dir.iterdir()) == []
+    outage.lasts = False
+    with Tracker(Config(), run_dir) as first:
+        first.log_metrics(rows(1, 3))
+        first.interrupted()
+    outage.lasts = True
+    with Tracker(load_config(overrides=["train.steps=7"]), run_dir) as second:
+        assert second.run_id == first.run_id
+        second.log_metrics(rows(4, 6))
+        second.interrupted()
+    outage.lasts = False
+    assert Tracker(Config(), run_dir).unfinished()
+    with Tracker(load_config(overrides=["train.steps=7"]), run_dir) as third:
+        third.log_metrics(rows(7, 8))
+    assert steps_of(client, third) == list(range(1, 9))
+    run = client.get_run(run_id_of(third))
+    assert run.data.tags["changed.train.steps"] == "7"
+    assert (run.info.status, third.run_id) == ("FINISHED", first.run_id)
+
+
+def test_a_training_that_is_complete_sends_what_waits(client: MlflowClient, run_dir: Path, outage: Outage) -> None:
+    with Tracker(Config(), run_dir) as first:
+        outage.lasts = True
+        first.log_metrics(rows(1, 3))
+    later = Tracker(Config(), run_dir)
+    assert not later.unfinished()
+    later.send_waiting()  # still away: a warning
+    outage.lasts = False
+    later.send_waiting()
+    assert steps_of(client, first) == [1, 2, 3]
+    assert client.get_run(run_id_of(first)).info.status == "FINISHED"
+
+
+def test_entries_that_are_sent_a_second_time_are_not_double(
+    client: MlflowClient, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill between a request and its mark in the file."""
+    sent, drop = bytearray(), Spool.drop
+
+    def note_and_drop(self: Spool, entries: Any) -> None:
+        sent.extend(b"".join(json.dumps(entry).encode() + b"\n" for entry, _ in entries))
+        drop(self, entries)
+
+    monkeypatch.setattr(Spool, "drop", note_and_drop)
+    with Tracker(Config(), run_dir) as tracker:
+        tracker.log_metrics(rows(1, 400))
+        tracker.log_evaluation({"psnr": 20.0}, step=400)
+    before = client.get_run(run_id_of(tracker)).to_dictionary()
+    (run_dir / SPOOL_FILE).write_bytes(sent)
+    assert track.run(run_dir, Config()) > 400
+    assert steps_of(client, tracker) == list(range(1, 401))
+    assert len(client.get_metric_history(run_id_of(tracker), "eval/psnr")) == 1
+    assert client.get_run(run_id_of(tracker)).to_dictionary() == before
+
+
+def test_what_the_store_refuses_is_left_out_and_holds_up_nothing(
     client: MlflowClient, run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    calls: list[str] = []
+    def broken(self: MlflowClient, *arguments: Any) -> None:
+        raise RuntimeError("the bucket wants a key")
 
-    def fail(*args: object, **kwargs: object) -> None:
-        calls.append("log_batch")
-        raise ConnectionError("the store is away")
-
+    monkeypatch.setattr(MlflowClient, "log_artifact", broken)
+    monkeypatch.setattr(mlflow_store, "RETRY_SECONDS", 0.01)
     with caplog.at_level(logging.WARNING), Tracker(Config(), run_dir) as tracker:
-        monkeypatch.setattr(MlflowClient, "log_batch", fail)
-        for step in range(20):
-            tracker.log_metrics([{"step": step, "loss": 1.0}])
-    assert len(calls) == tracking.GIVE_UP_AFTER
-    assert "the store is away" in caplog.text
+        tracker.log_metrics([{"step": 1, "loss": 1.0}, {"step": 1, "x" * 300: 1.0}, {"step": 2, "loss": 1.0}])
+        tracker.log_artifact(run_dir / "absent")
+        (run_dir / "file").touch()
+        tracker.log_artifact(run_dir / "file")
+        tracker.log_metrics(rows(3, 4))
+    assert steps_of(client, tracker) == [1, 2, 3, 4]
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.endswith("(the bucket wants a key), which is left out.")
     assert client.get_run(run_id_of(tracker)).info.status == "FINISHED"
 
 
-def test_a_slow_store_never_holds_up_metrics(
-    client: MlflowClient, run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(tracking, "QUEUE_LENGTH", 16)
-    released, original = threading.Event(), MlflowClient.log_batch
+def test_entries_for_another_run_are_not_forgotten(client: MlflowClient, run_dir: Path, outage: Outage) -> None:
+    with Tracker(Config(), run_dir) as first:
+        outage.lasts = True
+        first.log_metrics(rows(1, 3))
+    outage.lasts = False
+    other = load_config(overrides=["tracking.experiment=other"])
+    with pytest.raises(InputError, match=r"keeps \d+ entries for another MLflow run; send them with inf-nerf track"):
+        Tracker(other, run_dir).__enter__()
+    track.run(run_dir, Config())
+    with Tracker(other, run_dir) as second:
+        assert second.recorded_step == -1
+    assert second.run_id != first.run_id
+    assert steps_of(client, first) == [1, 2, 3]
 
-    def wait(self: MlflowClient, *args: object, **kwargs: object) -> object:
-        released.wait(10)
-        return original(self, *args, **kwargs)  # pyright: ignore[reportArgumentType]
 
-    with caplog.at_level(logging.WARNING), Tracker(Config(), run_dir) as tracker:
-        monkeypatch.setattr(MlflowClient, "log_batch", wait)
-        for step in range(2 * tracking.QUEUE_LENGTH):
-            tracker.log_metrics([{"step": step, "loss": 1.0}])  # would wait for ever if it waited
-        released.set()
-        monkeypatch.undo()
-    assert "metrics.jsonl has them all" in caplog.text
-    kept = [metric.step for metric in client.get_metric_history(run_id_of(tracker), "loss")]
-    assert kept[:10] == list(range(10))
+def test_track_needs_a_run_that_was_recorded(run_dir: Path) -> None:
+    with pytest.raises(InputError, match=rf"holds no {RUN_FILE}"):
+        track.run(run_dir, Config())
+
+
+def test_a_driver_knows_which_rows_an_earlier_one_recorded(client: MlflowClient, run_dir: Path) -> None:
+    with Tracker(Config(), run_dir) as first:
+        assert first.recorded_step == -1
+        first.log_metrics(rows(1, 7))
+        first.interrupted()
+    with Tracker(Config(), run_dir) as second:
+        assert second.recorded_step == 7
+
+
+def test_tags_are_in_the_store_and_in_the_run_directory(client: MlflowClient, run_dir: Path) -> None:
+    with Tracker(Config(), run_dir, {"mlflow.parentRunId": "0" * 32}) as tracker:
+        assert client.get_run(run_id_of(tracker)).data.tags["mlflow.parentRunId"] == "0" * 32  # from the beginning
+        tracker.set_tags({"octree.hash": "abc"})
+    assert client.get_run(run_id_of(tracker)).data.tags["octree.hash"] == "abc"
+    reference = mlflow_store.RunReference.read(run_dir)
+    assert reference is not None and reference.tags["octree.hash"] == "abc"
 
 
 def test_passwords_stay_out_of_files_and_messages(run_dir: Path) -> None:

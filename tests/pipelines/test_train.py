@@ -32,6 +32,7 @@ from pipelines import prepare, synth, train, worker
 from pipelines.division import Dealing
 from pipelines.ingest import read_tiles
 from pipelines.run_lock import run_lock
+from pipelines.tracking import Tracker
 
 SETTINGS = [
     "field.num_levels=4", "field.log2_table_size=9", "field.max_res=16", "field.hidden_density=16",
@@ -374,3 +375,19 @@ def test_an_evaluation_that_was_interrupted_is_recorded_by_the_same_command(
     assert train.run(config, run_dir) == 0  # there is nothing to record any more
     assert client.get_run(run_id).info.end_time == ended
     assert scores == [latest_checkpoint(run_dir)] * 2
+
+
+def test_rows_that_a_killed_driver_did_not_read_are_recorded_by_the_next_one(
+    photos: Path, mlflow_uri: str, tmp_path: Path, scores: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "log_metrics", lambda self, rows: None)
+        assert train.run(changed("tracking.enabled=true"), run_dir, data_root=photos) == 0
+    longer = changed("tracking.enabled=true", "train.steps=6")
+    assert train.run(longer, run_dir, resume="latest") == 0
+    run_id = json.loads((run_dir / "mlflow_run.json").read_text())["run_id"]
+    history = MlflowClient(mlflow_uri).get_metric_history(run_id, "loss")
+    assert [point.step for point in history] == steps(run_dir) == [1, 2, 3, 4, 5, 6]
