@@ -30,7 +30,7 @@ from inf_nerf.octree.partition import SHARED, Partition, make_partition
 from inf_nerf.octree.routing import route
 from inf_nerf.octree.tiles import tile_boxes
 from inf_nerf.octree.topology import BACKGROUND_KEY, Octree, key_name
-from inf_nerf.render.paths import look_at
+from inf_nerf.render.poses import look_at
 
 # levels below the root, depth in parts of the width, points per m^2, points that make a node
 TREES = ((6, 1.0, 0.12, 6), (8, 0.5, 0.12, 6), (10, 0.5, 0.01, 1))  # about 10^4, 10^5 and 10^6 nodes

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inf_nerf.render.paths import look_at
+from inf_nerf.render.poses import look_at
 from inf_nerf.scene.city.texture import compiled, hashed
 
 LOT_M = 34.0

@@ -30,7 +30,8 @@ from inf_nerf.files import write_atomic
 from inf_nerf.octree.tiles import tile_file
 from inf_nerf.render.images import chunk_rays, render_image
 from inf_nerf.render.parallel import available_cores
-from inf_nerf.render.paths import look_at, zoom
+from inf_nerf.render.paths import zoom
+from inf_nerf.render.poses import look_at
 from inf_nerf.scene.cameras import Cameras
 from inf_nerf.train.assembly import assemble
 from inf_nerf.train.checkpoint import restore

@@ -216,6 +216,7 @@ class RenderConfig(Section):
     frames: Count = 90
     fps: Count = 24
     fov_degrees: Annotated[float, Field(gt=0, lt=175)] = 55.0  # horizontal
+    appearance: Literal["mean", "photos"] = "mean"  # of all photos, or along the path `photos` of those passed
     lod_blend: Annotated[float, Field(ge=0, le=1)] = 0.5  # width in octaves over which two levels are mixed
 
 

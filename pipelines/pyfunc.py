@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from inf_nerf.errors import InputError
 from inf_nerf.places import place
 from inf_nerf.render.colourmap import as_picture
-from inf_nerf.render.paths import path_from_description
+from inf_nerf.render.path_files import path_from_description
 from inf_nerf.train.manifest import MANIFEST, read_manifest
 from inf_nerf.train.opened import Checkpoint, load_checkpoint
 from pipelines.render import render_frame
@@ -62,8 +62,8 @@ class CameraRenderer:
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> NDArray[np.uint8]:  # [F, h, w, 3]
         """Pictures of all cameras of the input; raises :class:`InputError` naming what of it cannot be used."""
         loaded = self._checkpoint
-        path = path_from_description({"fps": 24} | description(model_input), loaded.scene.frame, "The input")
-        frames = (render_frame(loaded.model, path, frame, loaded.config) for frame in range(len(path)))
+        path = path_from_description({"fps": 24} | description(model_input), loaded.scene, "The input")
+        frames = (render_frame(loaded, path, frame, loaded.config) for frame in range(len(path)))
         return np.stack([as_picture(rendered.rgb) for rendered in frames])
 
 

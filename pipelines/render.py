@@ -17,10 +17,11 @@ from inf_nerf.errors import InputError
 from inf_nerf.files import write_atomic
 from inf_nerf.places import Place
 from inf_nerf.render.budget import budget_bytes
+from inf_nerf.render.camera_path import CameraPath
 from inf_nerf.render.colourmap import Picture, as_picture, depth_map, depth_range, level_map
 from inf_nerf.render.images import RenderedImage, chunk_rays, render_image
 from inf_nerf.render.parallel import available_cores
-from inf_nerf.render.paths import CameraPath, named_path
+from inf_nerf.render.paths import named_path
 from inf_nerf.render.sheet import draw_legend, png_bytes
 from inf_nerf.render.stored_model import StoredModel
 from inf_nerf.render.video import VIDEO_SUFFIXES, FrameSink, still_writer, video_writer
@@ -42,7 +43,7 @@ def run(
     config: Config | None = None,
     memory_budget: str | None = None,
 ) -> dict[str, Any]:
-    """Render ``path`` (orbit, zoom, photos or a JSON file) to ``out`` and return the figures written beside it.
+    """Render ``path`` (orbit, spiral, zoom, photos or a JSON file) to ``out`` and return the figures written beside it.
 
     ``out`` with a video suffix becomes a video, ``.png`` a still of the first frame, and a directory (or a name without
     suffix) numbered stills.  ``mode`` is colour, depth or level.  ``config`` defaults to the checkpoint's; only
@@ -85,7 +86,7 @@ def run(
         for frame in range(num_frames):
             if isinstance(checkpoint.model, StoredModel) and frame + 1 < num_frames:
                 checkpoint.model.expect(cameras.cameras, frame + 1, 0, settings.render.lod_blend)
-            rendered = render_frame(checkpoint.model, cameras, frame, settings)
+            rendered = render_frame(checkpoint, cameras, frame, settings)
             take(painter(rendered))
             figures.add(rendered, level_share(rendered.share, octree))
             progress.advance(task)
@@ -183,13 +184,16 @@ def _open(path: Place, memory_budget: str | None) -> Checkpoint | StoredCheckpoi
     return opened.within(budget_bytes(memory_budget, opened.model_bytes))
 
 
-def render_frame(model: Any, path: CameraPath, frame: int, settings: Config) -> RenderedImage:
+def render_frame(
+    checkpoint: Checkpoint | StoredCheckpoint, path: CameraPath, frame: int, settings: Config
+) -> RenderedImage:
     """One frame of a path as pictures and videos show it."""
     return render_image(
-        model,
+        checkpoint.model,
         path.cameras,
         frame,
         0,
+        appearance=path.appearance(frame, checkpoint.appearance, checkpoint.scene.train),
         rays_per_chunk=chunk_rays(settings.eval.chunk_samples, settings.sampler.max_samples),
         lod_blend=settings.render.lod_blend,
         workers=available_cores(),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inf_nerf.octree.topology import Octree
-from inf_nerf.render.paths import look_at
+from inf_nerf.render.poses import look_at
 from inf_nerf.scene.cameras import Cameras, Rays
 from inf_nerf.scene.frame import WorldFrame
 from inf_nerf.scene.scene import Photo, Scene, SparsePoints
@@ -123,5 +123,6 @@ def as_checkpoint(scene: Scene, model: PlaneModel) -> Any:
         model=model,
         mean_colour=torch.tensor([0.5, 0.5, 0.5]),
         node_bytes=torch.tensor([100, 40, 7]),
+        appearance=torch.zeros(len(scene.photos), 0),
         subtrees={},
     )

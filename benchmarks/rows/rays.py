@@ -21,7 +21,7 @@ from inf_nerf.render.compositing import along_rays, composite
 from inf_nerf.render.foreground import LitSamples
 from inf_nerf.render.images import RenderedImage, chunk_rays, render_image
 from inf_nerf.render.model import Model
-from inf_nerf.render.paths import look_at
+from inf_nerf.render.poses import look_at
 from inf_nerf.scene.cameras import Cameras, Rays
 
 VIEW, QUICK_VIEW = (400, 300), (80, 60)

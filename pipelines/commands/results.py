@@ -57,7 +57,7 @@ def evaluate(
 def render(
     run: Run,
     path: Annotated[
-        str, typer.Option("--path", metavar="orbit|zoom|photos|FILE", help="Camera path; FILE is a JSON of cameras.")
+        str, typer.Option("--path", metavar="orbit|spiral|zoom|photos|FILE", help="Camera path; FILE is a JSON file.")
     ],
     out: Annotated[
         Path,

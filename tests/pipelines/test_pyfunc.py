@@ -16,7 +16,7 @@ from PIL import Image
 
 from inf_nerf.config import Config, load_config
 from inf_nerf.errors import InputError
-from inf_nerf.render.paths import look_at
+from inf_nerf.render.poses import look_at
 from inf_nerf.train.manifest import read_manifest
 from pipelines import render
 from pipelines.evaluate import find_checkpoint

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from inf_nerf.render.images import render_image
-from inf_nerf.render.paths import look_at
+from inf_nerf.render.poses import look_at
 from inf_nerf.scene.cameras import Cameras
 from tests.render.test_numba_trace import pair
 

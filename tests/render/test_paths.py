@@ -1,6 +1,5 @@
 """Camera paths are smooth, see what they promise, and stay above the ground."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,9 @@ import torch
 
 from inf_nerf.config import RenderConfig
 from inf_nerf.errors import InputError
-from inf_nerf.render.paths import CameraPath, look_at, named_path, orbit, path_from_json, photos, zoom
-from inf_nerf.scene.frame import WorldFrame
+from inf_nerf.render.camera_path import CameraPath
+from inf_nerf.render.paths import named_path, orbit, photos, spiral, zoom
+from inf_nerf.render.poses import look_at
 from inf_nerf.scene.scene import Scene
 from tests.plane_scene import PLANE_Z, plane_scene
 
@@ -43,7 +43,7 @@ def test_look_at_puts_the_target_in_the_middle_and_up_up() -> None:
     assert np.linalg.det(down[:, :3]) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("maker", [orbit, lambda scene, render: zoom(scene, render, FINEST)])
+@pytest.mark.parametrize("maker", [orbit, spiral, lambda scene, render: zoom(scene, render, FINEST)])
 def test_path_stays_above_ground_and_sees_it(maker: Any) -> None:
     path = maker(plane_scene(), RENDER)
     assert len(path) == 40
@@ -122,6 +122,48 @@ def test_zoom_does_not_fly_through_walls() -> None:
     assert bool((below[:, 0] < 0.45).all())
 
 
+def test_spiral_comes_nearer_at_a_constant_rate_in_two_turns() -> None:
+    scene = plane_scene()
+    path = spiral(scene, RENDER)
+    centre = torch.from_numpy(np.median(scene.points.xyz.numpy(), axis=0))
+    away = path.cameras.centre - centre
+    ratio = away.norm(dim=1)[1:] / away.norm(dim=1)[:-1]
+    assert float(ratio.max()) < 1 and float(ratio.max() - ratio.min()) < 1e-3
+    assert float(away.norm(dim=1)[-1] / away.norm(dim=1)[0]) == pytest.approx(0.3, rel=1e-3)
+    turn = torch.atan2(away[:, 1], away[:, 0])
+    total = torch.remainder(turn.diff() + torch.pi, 2 * torch.pi).sub(torch.pi).sum()
+    assert float(total) == pytest.approx(4 * np.pi, rel=1e-3)
+    elevation = torch.asin(away[:, 2] / away.norm(dim=1))
+    assert bool((elevation.diff() > 0).all())
+
+
+def test_photos_path_mixes_the_appearances_that_it_passes() -> None:
+    scene = plane_scene()
+    assert photos(scene, RENDER).weights is None
+    path = photos(scene, RENDER.model_copy(update={"appearance": "photos"}))
+    assert path.weights is not None and path.weights.shape == (40, len(scene.photos))
+    torch.testing.assert_close(path.weights.sum(dim=1), torch.ones(40))
+    assert bool(((path.weights > 1e-6).sum(dim=1) <= 2).all())
+    order = sorted(range(len(scene.photos)), key=lambda index: scene.photos[index].name)
+    assert (int(path.weights[0].argmax()), int(path.weights[-1].argmax())) == (order[0], order[-1])
+    assert float(path.weights.diff(dim=0).abs().max()) < 0.5  # no jumps
+
+
+def test_appearance_of_a_frame_is_the_mixture_of_vectors_and_the_mean_of_the_rest() -> None:
+    scene = plane_scene()
+    vectors = torch.randn(len(scene.photos), 3, generator=torch.Generator().manual_seed(0))
+    learnt = [0, 2]
+    mean = vectors[learnt].mean(dim=0)
+    weights = torch.zeros(3, len(scene.photos))
+    weights[0, 2], weights[1, 0], weights[2, 1] = 1.0, 0.25, 1.0
+    path = CameraPath(photos(scene, RENDER).cameras, 10, weights)
+    found = [path.appearance(frame, vectors, learnt) for frame in range(3)]
+    for one, expected in zip(found, (vectors[2], 0.25 * vectors[0] + 0.75 * mean, mean), strict=True):
+        assert one is not None
+        torch.testing.assert_close(one, expected)  # photo 1 was not learnt from: it looks like the mean
+    assert CameraPath(path.cameras, 10).appearance(0, vectors, learnt) is None
+
+
 def test_photos_path_passes_through_photos_with_small_steps() -> None:
     scene = plane_scene()
     path = photos(scene, RENDER)
@@ -134,53 +176,11 @@ def test_photos_path_passes_through_photos_with_small_steps() -> None:
 
 
 @pytest.mark.parametrize("frames", [1, 2])
-@pytest.mark.parametrize("name", ["orbit", "zoom", "photos"])
+@pytest.mark.parametrize("name", ["orbit", "spiral", "zoom", "photos"])
 def test_shortest_paths_exist(name: str, frames: int) -> None:
     path = named_path(name, plane_scene(), RenderConfig(frames=frames), FINEST)
     assert len(path) == frames
     assert_poses(path)
-
-
-def frame_json(centre: tuple[float, float, float], **more: float) -> dict[str, Any]:
-    matrix = [[1.0, 0, 0, centre[0]], [0, -1, 0, centre[1]], [0, 0, -1, centre[2]], [0, 0, 0, 1]]
-    return {"camera_to_world": matrix, **more}
-
-
-def write_path(folder: Path, **changes: Any) -> Path:
-    content = {"width": 32, "height": 24, "fov_degrees": 90, "fps": 10, "frames": [frame_json((0, 0, 50))]} | changes
-    file = folder / "path.json"
-    file.write_text(json.dumps(content))
-    return file
-
-
-def test_json_path_goes_through_the_world_frame(tmp_path: Path) -> None:
-    frame = WorldFrame.from_parts(0.01, np.eye(3), np.array([1000.0, 2000.0, 0.0]))
-    frames = [frame_json((1000, 2000, 50)), frame_json((1100, 2000, 50), fov_degrees=60)]
-    path = path_from_json(write_path(tmp_path, frames=frames), frame)
-    torch.testing.assert_close(path.cameras.centre, torch.tensor([[0.0, 0, 0.5], [1.0, 0, 0.5]]))
-    assert path.fps == 10
-    rays = path.cameras.rays_at(torch.tensor([0, 1]), torch.tensor([[32.0, 12.0], [32.0, 12.0]]))
-    side = rays.direction[:, 0] / -rays.direction[:, 2]
-    torch.testing.assert_close(side, torch.tensor([1.0, np.tan(np.pi / 6)], dtype=torch.float32))
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"width": "wide"}, "'width' as 'wide'"),
-        ({"fps": 0}, "'fps' as 0"),
-        ({"frames": []}, "no list 'frames'"),
-        ({"frames": [7]}, r"frames\[0\] no mapping"),
-        ({"frames": [{"camera_to_world": [[1, 0], [0, 1]]}]}, r"frames\[0\].camera_to_world not as a 4 x 4"),
-        ({"frames": [{"camera_to_world": (2 * np.eye(4)).tolist()}]}, "without a rotation"),
-        ({"frames": [frame_json((0, 0, 1), fov_degrees=-5)]}, "'fov_degrees' as -5"),
-    ],
-)
-def test_bad_json_path_names_file_and_place(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    file = write_path(tmp_path, **changes)
-    with pytest.raises(InputError, match=said) as raised:
-        path_from_json(file, WorldFrame(np.eye(4)))
-    assert str(file) in str(raised.value)
 
 
 def test_broken_json_and_unknown_names_are_refused(tmp_path: Path) -> None:
@@ -188,5 +188,5 @@ def test_broken_json_and_unknown_names_are_refused(tmp_path: Path) -> None:
     file.write_text("{")
     with pytest.raises(InputError, match="not a JSON file"):
         named_path(str(file), plane_scene(), RENDER, FINEST)
-    with pytest.raises(InputError, match="'spiral' is neither"):
-        named_path("spiral", plane_scene(), RENDER, FINEST)
+    with pytest.raises(InputError, match="'helix' is neither orbit, spiral, zoom or photos"):
+        named_path("helix", plane_scene(), RENDER, FINEST)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from inf_nerf.render.images import Crop, RenderedImage, render_image
 from inf_nerf.render.model import Model
-from inf_nerf.render.paths import look_at
+from inf_nerf.render.poses import look_at
 from inf_nerf.render.stored_model import BLOCK, StoredModel, block_bundles
 from inf_nerf.scene.cameras import Cameras
 from tests.octree.conftest import grow

@@ -18,7 +18,7 @@ from inf_nerf.octree.build import build_octree
 from inf_nerf.octree.partition import Partition, branch, make_partition
 from inf_nerf.octree.tiles import cut_photo
 from inf_nerf.octree.topology import Octree, is_below, key_of
-from inf_nerf.render.paths import look_at
+from inf_nerf.render.poses import look_at
 from inf_nerf.scene.cameras import Cameras
 from inf_nerf.scene.frame import WorldFrame
 from inf_nerf.scene.points import SparsePoints
