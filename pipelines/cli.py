@@ -16,7 +16,7 @@ import typer
 
 from inf_nerf.errors import InputError
 from inf_nerf.files import FULL
-from pipelines.commands import data, exports, results, runs, training
+from pipelines.commands import data, exports, results, runs, training, viewing
 from pipelines.options import PACKAGES
 
 EXIT_INPUT_ERROR = 2
@@ -39,7 +39,9 @@ app = typer.Typer(
 for command in (data.synth, data.prepare, data.plan, training.train):
     app.command()(command)
 app.command(name="eval")(results.evaluate)
-for command in (results.render, exports.export, runs.compare, training.sweep, runs.track, training.demo):
+for command in (results.render, viewing.view, viewing.report, exports.export, runs.compare):
+    app.command()(command)
+for command in (training.sweep, runs.track, training.demo):
     app.command()(command)
 
 

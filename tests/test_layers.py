@@ -22,6 +22,8 @@ ROOMS: dict[str, set[str]] = {
     "render": {"config", "errors", "files", "scene", "octree", "field"},
     "train": {"config", "errors", "files", "places", "scene", "octree", "field", "render"},
     "export": {"config", "errors", "files", "places", "scene", "octree", "field", "render", "train"},
+    "view": {"config", "errors", "places", "scene", "octree", "render", "train"},
+    "report": {"config", "errors", "places", "scene", "octree", "render", "train"},
 }
 FORBIDDEN_IN_LIBRARY = {"ray", "mlflow", "pipelines", "tests"}
 

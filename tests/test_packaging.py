@@ -67,7 +67,7 @@ def test_readme_activates_the_environment_before_its_first_bare_command() -> Non
     assert any("source .venv/bin/activate" in command for command in commands[:first])
 
 
-FILES_LIKE_KEYS = {"eval.json", "eval.csv", "octree.safetensors"}
+FILES_LIKE_KEYS = {"eval.json", "eval.csv", "octree.safetensors", "octree.json", "octree.hash", "data.hash"}
 
 
 def test_config_keys_and_links_of_the_documents_exist() -> None:

@@ -43,7 +43,27 @@ def level_map(level: Tensor, rgb: Tensor) -> Picture:
     palette = torch.tensor([level_colour(index) for index in range(int(level.max()) + 2)])  # [K, 3]
     lower = level.floor().long()
     blend = (level - lower)[..., None]
-    colour = palette[lower] * (1 - blend) + palette[lower + 1] * blend  # [h, w, 3]
+    return _over_brightness(palette[lower] * (1 - blend) + palette[lower + 1] * blend, rgb)
+
+
+def node_colour(key: int) -> tuple[float, float, float]:
+    """A colour in [0, 1] for a node; siblings, whose keys follow each other, are far apart in hue."""
+    return colorsys.hsv_to_rgb((key * GOLDEN_ANGLE) % 1.0, 0.45 + 0.4 * ((key * 7 % 8) / 7), 0.95)
+
+
+def node_map(key: Tensor, rgb: Tensor) -> Picture:
+    """Keys of nodes [h, w] as colours over the brightness of the picture ``rgb`` [h, w, 3]; -1 is left grey."""
+    keys, place = torch.unique(key, return_inverse=True)
+    palette = torch.tensor([node_colour(index) if index >= 0 else (0.5, 0.5, 0.5) for index in keys.tolist()])
+    return _over_brightness(palette[place], rgb)
+
+
+def opacity_map(opacity: Tensor) -> Picture:
+    """Opacities [h, w] from black to white."""
+    return as_picture(opacity[..., None].expand(*opacity.shape, 3))
+
+
+def _over_brightness(colour: Tensor, rgb: Tensor) -> Picture:
     brightness = rgb.float().mean(dim=-1, keepdim=True)
     return as_picture(LEVEL_PART * colour * (0.5 + 0.5 * brightness) + (1 - LEVEL_PART) * brightness)
 

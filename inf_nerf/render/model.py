@@ -100,6 +100,7 @@ class Model:
         # background must not explain what it should have hit
         self.solid_ground = solid_ground
         self.empty_space = EmptySpace(octree, self.cells)
+        self.box: Tensor | None = None  # [2, 3] opposite corners of all that is seen; None: nothing is left out
         self.steps_across = 96.0  # budget of a ray through the cube; training adapts it to sampler.samples
 
     def over(self, octree: Octree, field: Field, cells: Cells) -> "Model":
@@ -114,6 +115,18 @@ class Model:
         other = copy.copy(self)
         sampler = self.config.sampler.model_copy(update={"background_samples": 0})
         other.config = self.config.model_copy(update={"sampler": sampler})
+        return other
+
+    def seen(self, octaves: float, box: Tensor | None, around: Tensor) -> "Model":
+        """The same model as seen by pixels ``octaves`` larger than they are; within ``box`` [2, 3] (opposite corners in
+        the root cube) alone, with the colour ``around`` [3] behind it, unless None.  It cannot be trained."""
+        other, config = copy.copy(self), self.config
+        footprint_px = config.octree.footprint_px * 2**octaves
+        other.config = config.model_copy(
+            update={"octree": config.octree.model_copy(update={"footprint_px": footprint_px})}
+        )
+        if box is not None:
+            other.box, other.backdrop = box.to(self.backdrop), around.to(self.backdrop)
         return other
 
     @property
@@ -151,14 +164,14 @@ class Model:
         """Where the rays may be sampled."""
         sampler = self.config.sampler
         radius = routed_radius(rays, self.config.octree.footprint_px, generator)
-        return Steps.of(rays, sampler, radius, generator, self.steps_across)
+        return Steps.of(rays, sampler, radius, generator, self.steps_across, self.box)
 
     def sample(self, rays: Rays, generator: torch.Generator | None) -> Samples:
         """Foreground samples by the configured sampler, hidden ones included."""
         sampler = self.config.sampler
         if sampler.kind == "tree":
             radius = routed_radius(rays, self.config.octree.footprint_px, generator)
-            return sample_tree(rays, self.octree, self.density, sampler, radius, generator)
+            return sample_tree(rays, self.octree, self.density, sampler, radius, generator, self.box)
         return march(self.steps(rays, generator), self.octree, self.cells, self.empty_space)
 
     def lit_samples(self, rays: Rays, generator: torch.Generator | None, part: Part | None = None) -> LitSamples:
@@ -217,7 +230,7 @@ class Model:
             samples = lit.samples
         else:
             found = self.foreground(rays, looks, generator, lod_blend)
-        enter, leave = cube_span(rays, self.config.sampler.near)
+        enter, leave = cube_span(rays, self.config.sampler.near, self.box)
         leave = torch.where(leave > enter, leave, torch.zeros_like(leave))
         light = found.light.detach()
         behind, beyond = self.behind(rays, looks, leave, light, generator)
@@ -259,7 +272,7 @@ class Model:
         """Colour [R, 3] of what lies beyond the cube (computed for ``drawn`` rays), and for which rays [R] anything
         does."""
         behind = torch.zeros(len(rays), 3, device=rays.origin.device)
-        count = self.config.sampler.background_samples
+        count = self.config.sampler.background_samples if self.box is None else 0
         beyond = torch.full((len(rays),), count > 0, device=rays.origin.device)
         if self.solid_ground:
             exit_z = rays.origin[:, 2] + rays.direction[:, 2] * leave

@@ -103,6 +103,10 @@ class NodeCache:
         """Of nodes in rows, read ahead, or being read ahead; never more than the budget."""
         return len(self._used) * self.row_bytes + self._ahead.held
 
+    def holds(self, key: int) -> bool:
+        """Whether a node is in a row now."""
+        return key in self._used
+
     @property
     def bytes_read(self) -> int:
         """From the source so far."""

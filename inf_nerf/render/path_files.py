@@ -88,7 +88,9 @@ def _from_nerfstudio(source: str, content: dict[str, Any], scene: Scene, folder:
     poses, fovs = [], []
     for index, entry in enumerate(_frames(source, content, "camera_path")):
         place, flat = f"camera_path[{index}]", entry.get("camera_to_world")
-        rows = [flat[start : start + 4] for start in range(0, 16, 4)] if _is_flat(flat) else flat
+        rows = flat
+        if isinstance(flat, list) and len(flat) == 16:
+            rows = [flat[start : start + 4] for start in range(0, 16, 4)]
         pose = _pose(source, place, rows)
         rotation = to_world.rotation @ pose[:, :3] @ OPENGL_TO_OPENCV
         poses.append(np.concatenate([rotation, to_world.to_scene(pose[:, 3])[:, None]], axis=-1))
@@ -179,10 +181,6 @@ def _pose(source: str, place: str, value: Any) -> Array:
     if not _is_rotation(matrix[:3, :3]):
         raise InputError(f"{source} gives {place}.camera_to_world without a rotation in it; correct it.")
     return matrix[:3]
-
-
-def _is_flat(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 16
 
 
 def _is_rotation(matrix: Array) -> bool:

@@ -61,11 +61,12 @@ class Part:
         return ~samples.foreign & (~self.shared[samples.node] | self.drawn[samples.ray])
 
 
-def cube_span(rays: Rays, near: float) -> tuple[Tensor, Tensor]:
-    """Distances [R] at which rays enter the root cube, no less than ``near``, and leave it; enter >= leave where they
-    miss it."""
+def cube_span(rays: Rays, near: float, box: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Distances [R] at which rays enter the root cube, or ``box`` [2, 3] (opposite corners in it), no less than
+    ``near``, and leave it; enter >= leave where they miss it."""
     inverse = 1 / torch.where(rays.direction.abs() < 1e-9, torch.full_like(rays.direction, 1e-9), rays.direction)
-    a, b = (-1 - rays.origin) * inverse, (1 - rays.origin) * inverse
+    low, high = (-1, 1) if box is None else (box[0], box[1])
+    a, b = (low - rays.origin) * inverse, (high - rays.origin) * inverse
     enter = torch.minimum(a, b).amax(1).clamp_min(near)
     leave = torch.maximum(a, b).amin(1)
     return enter, leave
@@ -91,12 +92,13 @@ class Steps:
         radius: Tensor,  # [R] footprint per unit distance as routed: see `routed_radius`
         generator: torch.Generator | None,
         most: float,
+        box: Tensor | None = None,  # [2, 3]: nothing outside it is sampled
     ) -> "Steps":
         """A step is ``config.step`` footprints long, or longer where there would be more than about ``most`` of them
         between entering and leaving the cube (what a camera inside the cube has right before it does not count).  With
         a generator (training) the steps of a ray start at a random phase.
         """
-        enter, leave = cube_span(rays, config.near)
+        enter, leave = cube_span(rays, config.near, box)
         hit = torch.nonzero(leave > enter).squeeze(1)
         enter, leave, radius = enter[hit], leave[hit], radius[hit]
         octaves = torch.log(leave / enter)
@@ -153,11 +155,12 @@ def sample_tree(
     config: SamplerConfig,
     radius: Tensor,  # [R] footprint per unit distance as routed
     generator: torch.Generator | None,
+    box: Tensor | None = None,  # [2, 3]: nothing outside it is sampled
 ) -> Samples:
     """The paper's sampler: 192 samples, linear to distance 1 and in disparity beyond, resampled twice by the weights
     (to the power 0.9) that the octree's own density gives them.  ``density(xyz [Q, 3], footprint [Q])`` -> [Q].
     """
-    enter, leave = cube_span(rays, config.near)
+    enter, leave = cube_span(rays, config.near, box)
     hit = torch.nonzero(leave > enter).squeeze(1)
     origin, direction, radius = rays.origin[hit], rays.direction[hit], radius[hit]
     low, high = _warp(enter[hit]), _warp(leave[hit])

@@ -22,7 +22,7 @@ from inf_nerf.export.surface import Rendering
 from inf_nerf.export.unfinished import Unfinished
 from inf_nerf.field.occupancy import Cells
 from inf_nerf.octree.topology import Octree
-from inf_nerf.render.paths import look_at
+from inf_nerf.render.poses import look_at
 from inf_nerf.scene.cameras import Cameras, Rays
 from inf_nerf.scene.frame import WorldFrame
 from inf_nerf.scene.ply import read_ply

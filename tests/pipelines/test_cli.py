@@ -21,7 +21,7 @@ from inf_nerf.errors import InputError
 from pipelines import cli
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("synth", "prepare", "plan", "train", "eval", "render", "export", "compare", "track", "demo")
+STAGES = "synth prepare plan train eval render view report export compare track demo".split()
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
@@ -214,6 +214,8 @@ def test_an_unknown_key_stops_every_stage_before_it_starts(
         "train": ["--output-dir", str(tmp_path)],
         "eval": [str(tmp_path)],
         "render": [str(tmp_path), "--path", "orbit", "--out", "x.mp4"],
+        "view": [str(tmp_path)],
+        "report": [str(tmp_path)],
         "export": [str(tmp_path), "--to", "points", "--out", "x.ply"],
         "compare": [str(tmp_path)],
         "track": [str(tmp_path)],

@@ -81,8 +81,8 @@ def test_what_is_unknown_is_refused_and_nothing_is_written(run_dir: Path, tmp_pa
         stage.run(run_dir, "orbit", tmp_path / "a.mp4", mode="heat")
     with pytest.raises(InputError, match="no kind of picture"):
         stage.run(run_dir, "orbit", tmp_path / "a.txt")
-    with pytest.raises(InputError, match="'spiral' is neither"):
-        stage.run(run_dir, "spiral", tmp_path / "a.mp4")
+    with pytest.raises(InputError, match="'helix' is neither"):
+        stage.run(run_dir, "helix", tmp_path / "a.mp4")
     assert sorted(tmp_path.rglob("*")) == before
 
 

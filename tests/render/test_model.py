@@ -322,3 +322,39 @@ def test_density_is_asked_at_the_level_that_fits() -> None:
             one = node[sample : sample + 1]
             expected, _ = model.field.density(model.octree.to_local(xyz[sample : sample + 1], one), one)
             torch.testing.assert_close(found[sample], expected[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", [{}, {"kind": "tree", "tree_samples": [24, 12, 8]}])
+def test_nothing_outside_a_box_is_sampled(sampler: dict[str, Any]) -> None:
+    box = torch.tensor([[-0.4, -0.2, -0.1], [0.3, 0.5, 0.3]])
+    around = torch.tensor([0.1, 0.2, 0.3])
+    model = make_model(config=tiny_config(sampler=sampler, field={"backend": "torch"}))
+    boxed = model.seen(0.0, box, around)
+    rays = photo_rays()
+    samples = boxed.sample(rays, None)
+    assert len(samples) and len(model.sample(rays, None)) > len(samples)
+    assert bool(((samples.xyz >= box[0] - 1e-3) & (samples.xyz <= box[1] + 1e-3)).all())
+    seen = render(boxed, rays)
+    misses = seen.span[0] >= seen.span[1]
+    assert 0 < int(misses.sum()) < len(rays)
+    torch.testing.assert_close(seen.rgb[misses], around.expand(int(misses.sum()), 3))
+    assert not bool(seen.touched[-1])  # the background
+    assert model.box is None and bool(render(model, upward()).touched[-1])
+
+
+def test_compiled_rays_see_the_same_box() -> None:
+    box, around = torch.tensor([[-0.4, -0.2, -0.1], [0.3, 0.5, 0.3]]), torch.zeros(3)
+    seen = [
+        render(make_model(config=tiny_config(field={"backend": backend})).seen(0.0, box, around), photo_rays())
+        for backend in ("torch", "numba")
+    ]
+    torch.testing.assert_close(seen[0].rgb, seen[1].rgb, atol=1e-4, rtol=0)
+    torch.testing.assert_close(seen[0].depth, seen[1].depth, atol=1e-3, rtol=0)
+
+
+def test_larger_pixels_are_those_of_rays_with_larger_footprints() -> None:
+    model, rays = make_model(), photo_rays()
+    larger = replace(rays, radius=rays.radius * 4)
+    once, twice = render(model.seen(2.0, None, torch.zeros(3)), rays), render(model, larger)
+    assert torch.equal(once.rgb, twice.rgb) and torch.equal(once.level, twice.level)
+    assert bool((once.level <= render(model, rays).level + 1e-6).all())

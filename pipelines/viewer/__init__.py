@@ -1,0 +1,1 @@
+"""The web viewer: what is rendered when (`artist`), what each visitor sees and may change, drawn by viser."""
