@@ -30,33 +30,31 @@ class FacingCameras:
     focal: Array  # [C, 2] pixels
     principal: Array  # [C, 2]
     size: Array  # [C, 2]
-    radius: Array  # [C] footprint per unit distance about the middle
 
     def ranked(self, xyz: Array, normal: Array) -> NDArray[np.int64]:
         """The FACING cameras [V, FACING] that have points [V, 3] in the frame and see them least obliquely, best first;
         -1 where there are no more."""
-        scores = []
+        best, score = np.full((len(xyz), FACING), -1), np.zeros((len(xyz), FACING))
         for index in range(len(self.centre)):
             to = self.centre[index] - xyz
-            distance = np.linalg.norm(to, axis=1).clip(1e-9)
             local = -to @ self.rotation[index]
             pixel = local[:, :2] / local[:, 2:].clip(1e-9) * self.focal[index] + self.principal[index]
             there = (local[:, 2] > 0) & ((pixel >= 0) & (pixel <= self.size[index])).all(axis=1)
-            scores.append(np.where(there, (to * normal).sum(axis=1) / distance, -1.0))
-        score = np.stack(scores, axis=1)
-        best = np.argsort(-score, axis=1, kind="stable")[:, :FACING]
-        return np.where(np.take_along_axis(score, best, 1) > 0, best, -1)
+            cosine = (to * normal).sum(axis=1) / np.linalg.norm(to, axis=1).clip(1e-9)
+            scores = np.column_stack((score, np.where(there, cosine, 0.0)))
+            order = np.argsort(-scores, axis=1, kind="stable")[:, :FACING]
+            score = np.take_along_axis(scores, order, 1)
+            best = np.take_along_axis(np.column_stack((best, np.full(len(xyz), index))), order, 1)
+        return np.where(score > 0, best, -1)
 
 
 def cameras_at(cameras: Cameras, photos: list[int]) -> FacingCameras:
     """The cameras of photos."""
     which = torch.tensor(photos)
     camera = cameras.camera_id[which]
-    middle = cameras.rays_at(which, cameras.size[camera] / 2)
     pose = cameras.cam_to_world[which].double().numpy()
     focal, principal = cameras.intrinsics[camera].double().split(2, dim=1)
-    size = cameras.size[camera].double()
-    numbers = (focal, principal, size, middle.radius.double())
+    numbers = (focal, principal, cameras.size[camera].double())
     return FacingCameras(pose[:, :, 3], pose[:, :, :3], *(number.numpy() for number in numbers))
 
 

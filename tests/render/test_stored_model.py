@@ -150,6 +150,16 @@ def test_a_view_of_any_rays_answers_as_the_whole_model() -> None:
         assert bool(stored(MODEL, 2 * ROW).render(rays).rgb.isfinite().all())
 
 
+def test_a_box_answers_as_the_whole_model() -> None:
+    low, high = torch.tensor([-0.3, -0.2, -0.4]), torch.tensor([0.2, 0.3, 0.1])
+    xyz = low + (high - low) * torch.rand(500, 3, generator=torch.Generator().manual_seed(0))
+    for footprint in (0.06, 0.02, 0.001):
+        asked = torch.full((len(xyz),), footprint)
+        with closing(stored(MODEL, 200 * ROW).cache) as cache, torch.no_grad():
+            found = StoredModel(MODEL, TREE, cache).for_box(low, high, footprint)
+            assert torch.equal(found.density(xyz, asked), MODEL.density(xyz, asked))
+
+
 def test_an_appearance_can_be_fitted_to_a_view() -> None:
     cameras = views(2, 1)
     rays = cameras.image_rays(0, 0)[torch.arange(0, 96 * 70, 97)]
