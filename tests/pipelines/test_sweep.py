@@ -32,7 +32,8 @@ SPACE = {f"loss.lambda_{name}": {"loguniform": [1e-4, 1.0]} for name in WEIGHTS}
 
 def write_sweep(folder: Path, *overrides: str, steps: int = 60, **settings: Any) -> Path:
     """A sweep file of the tiny city."""
-    config = load_config(ROOT / "configs/demo.yaml", (*SETTINGS, f"train.steps={steps}", *overrides))
+    budget = (f"train.steps={steps}", "train.max_seconds=null")
+    config = load_config(ROOT / "configs/demo.yaml", (*SETTINGS, *budget, *overrides))
     content = config.model_dump(mode="json")
     content["sweep"] = {"space": SPACE, "city": CITY, **settings}
     path = folder / "some.yaml"
