@@ -14,8 +14,12 @@ as they are, interrupted ones go on from their newest checkpoint.
 import math
 import os
 import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from ray import tune
@@ -26,6 +30,7 @@ from inf_nerf.errors import InputError
 from pipelines import prepare, sweep_report, synth
 from pipelines.concurrency import max_concurrent, nodes_for_trials, resources_of
 from pipelines.journal import JOURNAL_FILE, Journal, Report, State, Trial, name_of
+from pipelines.provenance import provenance
 from pipelines.ray_session import on_cluster, session_cpus, start_ray
 from pipelines.run_lock import run_lock
 from pipelines.space import Scored, with_values
@@ -74,12 +79,13 @@ def run(
             sweep_report.write(sweep, journal, sweep_dir)
             return 0
         with tracker:
-            prepared_dir = _prepare(sweep, sweep_dir, data_root, prepared)
-            return _Driver(sweep, sweep_dir, prepared_dir, journal, tracker).run()
+            found = _prepare(sweep, sweep_dir, data_root, prepared)
+            tracker.set_tags(provenance(sweep.config, sweep_dir / PREPARED_DIR, found))
+            return _Driver(sweep, sweep_dir, found, journal, tracker).run()
 
 
-def _prepare(sweep: Sweep, sweep_dir: Path, data_root: Path | None, named: Path | None) -> Path:
-    """The prepared run that all trials read; made if need be."""
+def _prepare(sweep: Sweep, sweep_dir: Path, data_root: Path | None, named: Path | None) -> prepare.Prepared:
+    """What all trials read; made if need be."""
     prepared_dir, city = sweep_dir / PREPARED_DIR, sweep.settings.city
     ready = (prepared_dir / prepare.SUMMARY_FILE).is_file()
     if named is not None:
@@ -98,14 +104,14 @@ def _prepare(sweep: Sweep, sweep_dir: Path, data_root: Path | None, named: Path 
     prepare.refuse_other_settings(sweep.config, prepared_dir)
     if not found.scene.val:
         raise InputError(f"{prepared_dir} has no val photos to compare trials by; set scene.val_every, e.g. to 16.")
-    return prepared_dir
+    return found
 
 
 @dataclass
 class _Driver:
     sweep: Sweep
     sweep_dir: Path
-    prepared_dir: Path
+    prepared: prepare.Prepared
     journal: Journal
     tracker: Tracker
 
@@ -114,7 +120,7 @@ class _Driver:
         several = on_cluster() and self.sweep.config.train.most_workers > 1
         self.kind = wanted if wanted != "auto" else "trainer" if several else "direct"
         self.trials_dir = self.sweep_dir / TRIALS_DIR
-        self.runs = TrialRuns(self.trials_dir, self.tracker.run_id)
+        self.runs = TrialRuns(self.trials_dir, self.prepared, self.tracker.run_id)
         self.console = Console(soft_wrap=True)
 
     def run(self) -> int:
@@ -130,10 +136,13 @@ class _Driver:
             else:
                 self._make_run(trial.number, trial.values)
         missing = self.sweep.space.num_trials - len(journal.trials) + len(list(journal.unfinished()))
+        received: list[int] = []
         try:
             if missing:
-                self._tune(halving, missing)
-        except (KeyboardInterrupt, SystemExit) as leaving:
+                start_ray(session_cpus(self.sweep.config))  # before the signals: it has handlers of its own
+                with interrupting(received):
+                    self._tune(halving, missing)
+        except KeyboardInterrupt:
             self.runs.interrupt()
             self.tracker.interrupted()
             num_ended = len(journal.trials) - len(list(journal.unfinished()))
@@ -141,7 +150,7 @@ class _Driver:
                 f"Stopped after {num_ended} of {self.sweep.space.num_trials} trials; the same command with --resume "
                 "continues."
             )
-            return leaving.code if isinstance(leaving, SystemExit) and isinstance(leaving.code, int) else 130
+            return 128 + (received or [signal.SIGINT])[0]
         files = sweep_report.write(self.sweep, journal, self.sweep_dir)
         for file in files:
             self.tracker.log_artifact(file)
@@ -149,7 +158,6 @@ class _Driver:
 
     def _tune(self, halving: Halving, missing: int) -> None:
         sweep, journal = self.sweep, self.journal
-        start_ray(session_cpus(sweep.config))
         count = max_concurrent(sweep.config, self.kind, nodes_for_trials(sweep.config, self.kind))
         count = min(count, sweep.settings.max_concurrent or count, missing)
         self._say(f"{missing} trials, {count} at a time, {'Ray Train' if self.kind == 'trainer' else 'a process'} each")
@@ -199,7 +207,7 @@ class _Driver:
 
     def _make_run(self, number: int, values: dict[str, Any]) -> None:
         config = trial_config(self.sweep, self.kind, values, f"{self._name()}-{name_of(number)}")
-        make_run(config, self.prepared_dir, self.trials_dir / name_of(number))
+        make_run(config, self.sweep_dir / PREPARED_DIR, self.trials_dir / name_of(number))
 
     def _name(self) -> str:
         return self.sweep.config.tracking.run_name or self.sweep_dir.name
@@ -221,6 +229,24 @@ class _Driver:
 
     def _say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False)
+
+
+@contextmanager
+def interrupting(received: list[int]) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM raise KeyboardInterrupt once, and leave at once when they come again; they are noted."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise SystemExit(128 + number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def trial_config(sweep: Sweep, kind: str, values: dict[str, Any], name: str) -> Config:

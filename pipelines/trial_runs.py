@@ -7,8 +7,9 @@ from inf_nerf.config import Config, load_config
 from inf_nerf.errors import InputError
 from inf_nerf.train.manifest import latest_checkpoint, read_manifest
 from pipelines.journal import Report, State, Trial, name_of
-from pipelines.prepare import CONFIG_FILE
+from pipelines.prepare import CONFIG_FILE, Prepared
 from pipelines.progress import METRICS_FILE, RowReader
+from pipelines.provenance import provenance
 from pipelines.tracking import Tracker
 
 PARENT_TAG = "mlflow.parentRunId"  # by which MLflow knows nested runs
@@ -19,9 +20,10 @@ log = logging.getLogger(__name__)
 class TrialRuns:
     """Follows what trials write into their run directories; never raises."""
 
-    def __init__(self, trials_dir: Path, parent: str | None) -> None:
+    def __init__(self, trials_dir: Path, prepared: Prepared, parent: str | None) -> None:
         """``parent`` is the id of the sweep's run; None: nothing is recorded."""
         self._trials_dir = trials_dir
+        self._prepared = prepared
         self._parent = parent
         self._open: dict[int, _TrialRun] = {}
 
@@ -31,7 +33,7 @@ class TrialRuns:
             return
         run_dir = self._trials_dir / name_of(trial.number)
         try:
-            self._open[trial.number] = _TrialRun(run_dir, trial, self._parent)
+            self._open[trial.number] = _TrialRun(run_dir, trial, self._prepared, self._parent)
         except InputError as error:
             log.warning("Trial %s is not recorded in MLflow: %s", name_of(trial.number), error)
 
@@ -52,11 +54,14 @@ class TrialRuns:
 
 
 class _TrialRun:
-    def __init__(self, run_dir: Path, trial: Trial, parent: str) -> None:
+    def __init__(self, run_dir: Path, trial: Trial, prepared: Prepared, parent: str) -> None:
+        config: Config = load_config(run_dir / CONFIG_FILE)
         self._run_dir = run_dir
-        self._tracker = _tracker(run_dir, trial, parent).__enter__()
+        tags = {PARENT_TAG: parent, "sweep.trial": name_of(trial.number)}
+        self._tracker = Tracker(config, run_dir, tags).__enter__()
+        self._tracker.set_tags(provenance(config, run_dir, prepared))
         self._reader = RowReader(run_dir / METRICS_FILE)
-        self._known = trial.step  # rows up to this step were handed on before the driver died
+        self._known = self._tracker.recorded_step  # before the driver died
 
     def hand_on(self, report: Report | None = None) -> None:
         rows = [row for row in self._reader.read() if row["step"] > self._known]
@@ -68,13 +73,11 @@ class _TrialRun:
         self.hand_on()
         newest = latest_checkpoint(self._run_dir)
         if newest is not None:
-            self._tracker.log_checkpoint(newest, read_manifest(newest)["digest"])
+            manifest = read_manifest(newest)
+            self._tracker.log_checkpoint(newest, manifest["digest"])
+            if state == "finished":
+                self._tracker.log_model(newest, manifest)
         if state == "stopped":
             self._tracker.interrupted()
         failure = InputError(reason) if state == "failed" else None
         self._tracker.__exit__(type(failure) if failure else None, failure, None)
-
-
-def _tracker(run_dir: Path, trial: Trial, parent: str) -> Tracker:
-    config: Config = load_config(run_dir / CONFIG_FILE)
-    return Tracker(config, run_dir, {PARENT_TAG: parent, "sweep.trial": name_of(trial.number)})

@@ -168,6 +168,7 @@ def _check_mlflow(uri: str, journal: Journal, sweep_dir: Path) -> None:
     by_trial = {int(run.data.tags["sweep.trial"]): run for run in nested}
     assert sorted(by_trial) == sorted(journal.trials)
     assert len(nested) == len(by_trial)
+    assert len({run.data.tags["data.hash"] for run in runs}) == 1
     for number, trial in journal.trials.items():
         run = by_trial[number]
         assert run.info.status == {"finished": "FINISHED", "stopped": "KILLED"}[trial.state]
@@ -183,7 +184,10 @@ def _check_mlflow(uri: str, journal: Journal, sweep_dir: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_a_sweep_that_says_how_to_go_on_and_a_failing_trial_is_in_its_table(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_sweep_that_says_how_to_go_on_and_a_failing_trial_is_in_its_table(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     path = write_sweep(
         tmp_path, steps=60, reports=2, grace=None,
         searcher="one-at-a-time", space={"train.lr_init": {"grid": [1e30]}, "loss.lambda_depth": {"grid": [0.1, 1]}},
@@ -192,7 +196,7 @@ def test_ctrl_c_ends_a_sweep_that_says_how_to_go_on_and_a_failing_trial_is_in_it
     first = Sweeping(path, sweep_dir)
     try:
         first.wait_for(lambda: any(trial.reports for trial in first.journal().trials.values()))
-        said = first.end(130, signal.SIGINT)
+        said = first.end(code, number)
     finally:
         first.close()
     assert re.search(r"Stopped after \d of 4 trials; the same command with --resume continues\.", said)
