@@ -23,7 +23,7 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--use-angle=swiftshader"),
     *("--enable-unsafe-swiftshader", "--remote-debugging-port=0", "--hide-scrollbars", "--mute-audio"),
 )
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 150.0  # the machine may be busy
 
 
 def chromium_or_skip() -> str:

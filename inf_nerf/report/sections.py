@@ -10,10 +10,9 @@ from typing import Any
 import torch
 
 from inf_nerf.config import Config
-from inf_nerf.octree.topology import Octree
 from inf_nerf.render.images import Crop
 from inf_nerf.render.stored_model import block_bundles
-from inf_nerf.render.working_set import working_set
+from inf_nerf.render.working_set import Bundles, working_set
 from inf_nerf.report.charts import Axis, Line, bar_chart, line_chart, number
 from inf_nerf.report.facts import Facts
 from inf_nerf.report.maps import GroundMap, coverage_map, gsd_map
@@ -219,9 +218,11 @@ def touched(facts: Facts) -> str:
         return missing(NO_CHECKPOINT)
     parts = []
     views = facts.scene.test[:VIEWS] or facts.scene.train[:VIEWS]
-    tree = facts.checkpoint.octree
+    tree, near = facts.checkpoint.octree, facts.config.sampler.near
     cut = [tree.restrict(tree.keys[tree.level <= level].tolist()) for level in range(tree.num_levels)]
-    counts = [statistics.fmean(_asked(part, facts, view) for view in views) for part in cut]
+    seen = [_bundles(facts, view) for view in views]
+    # the background is one more
+    counts = [statistics.fmean(len(working_set(part, rays, near=near)) + 1 for rays in seen) for part in cut]
     lines = [Line("can be asked, by the tree alone", [part.num_nodes for part in cut], counts, True)]
     evaluation = facts.evaluation or {}
     if images := evaluation.get("images", []):
@@ -282,12 +283,11 @@ def _level_chart(evaluation: Mapping[str, Any]) -> str:
     return figure(line_chart(lines, Axis("pyramid level"), Axis("PSNR, dB")), "")
 
 
-def _asked(tree: Octree, facts: Facts, view: int) -> int:
-    """Nodes, the background among them, that a full-size picture can ask."""
-    cameras, config = facts.scene.cameras, facts.config
+def _bundles(facts: Facts, view: int) -> Bundles:
+    """The rays of a full-size picture, by blocks of it."""
+    cameras = facts.scene.cameras
     crop = Crop(0, 0, *cameras.level_size(view, 0))
-    bundles = block_bundles(cameras, view, 0, crop, config.octree.footprint_px)
-    return len(working_set(tree, bundles, near=config.sampler.near)) + 1
+    return block_bundles(cameras, view, 0, crop, facts.config.octree.footprint_px)
 
 
 def _range(found: GroundMap, unit: str) -> str:
