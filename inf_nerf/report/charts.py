@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 520, 250  # px of a chart
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 40  # px around the axes
+LEFT, RIGHT, TOP, BOTTOM = 68, 14, 12, 40  # px around the axes
 COLOURS = ("#2f6db5", "#d9663f", "#3a9a5f", "#9250a8", "#c79a1f", "#43a0b8", "#b4436c", "#6d6d6d")
 MOST_POINTS = 500
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from inf_nerf.render.colourmap import Picture
 from inf_nerf.scene.scene import Scene
 
-CELLS = 120
-PIXELS = 4  # of a cell's side
+CELLS = 60
+PIXELS = 8  # of a cell's side
 EMPTY = (238, 238, 234)
 CAMERA = (20, 20, 20)
 COLOURS = "viridis"

@@ -75,8 +75,9 @@ def page(title: str, subtitle: str, head: str, sections: Sequence[Section]) -> s
 
 
 def cards(entries: Sequence[tuple[str, str]]) -> str:
-    """Large figures: value and what it is."""
-    return f'<div class="cards">{"".join(f"<div><b>{escape(v)}</b>{escape(k)}</div>" for v, k in entries)}</div>'
+    """Large figures, of pairs of what it is and its value."""
+    inner = "".join(f"<div><b>{escape(value)}</b>{escape(name)}</div>" for name, value in entries)
+    return f'<div class="cards">{inner}</div>'
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
