@@ -218,6 +218,31 @@ def test_containers_see_the_storage_that_machines_mount(aws: dict[str, Any]) -> 
     assert any("mount -t nfs4 " in line and line.endswith(f" {host}") for line in aws["initialization_commands"])
 
 
+def test_every_command_of_the_guide_parses() -> None:
+    from ray.dashboard.modules.job.cli import job_cli_group
+    from ray.scripts.scripts import cli
+
+    stages: Any = typer.main.get_command(app)
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    commands = [words for line in lines if (words := shlex.split(line, comments=True))]
+    assert len(commands) > 10
+    for words in commands:
+        if "-m" in words:
+            _, _, _, module, *options = words[words.index("--") :]
+            name = module.removeprefix("pipelines.")
+            stages.commands[name].make_context(name, [*options])
+            assert (ROOT / options[options.index("--config") + 1]).is_file()
+        if words[0] == "inf-nerf":
+            stages.commands[words[1]].make_context(words[1], words[2:])
+        elif words[:2] == ["ray", "job"]:
+            job_cli_group.commands[words[2]].make_context(words[2], words[3:])
+        elif words[0] == "ray":
+            cli.commands[words[1]].make_context(words[1], words[2:])
+        else:
+            assert words[0] in ("make", "export"), words
+
+
 def uploaded(folder: Path, target: Path) -> set[str]:
     """What Ray uploads of a working directory, whose .gitignore does not count."""
     create_package(str(folder), target, include_gitignore=False)
