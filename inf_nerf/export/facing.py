@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 Faces = NDArray[np.int64]
 
 FACING = 3  # cameras that are asked what a vertex looks like
-AT_VERTEX = 3.0  # gsds between a vertex and what a camera sees in its direction, within which it sees the vertex
+AT_VERTEX = 4.0  # gsds between a vertex and what a camera sees in its direction, within which it sees the vertex
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Export a mesh: the surface where a cell of the gsd stops half of the light, as triangles with coloured vertices.
+"""Export a mesh: the surface where a cell of the gsd stops a tenth of the light, as triangles with coloured vertices.
 
 The crop is divided into blocks of cells that share one layer of grid points, so that the triangles of neighbours meet.
 A field says nothing of what no photo saw, such as the inside of the ground; so only those triangles are kept whose
@@ -31,7 +31,8 @@ Array = NDArray[np.float64]
 Faces = NDArray[np.int64]
 
 BLOCK = 48  # cells to a side
-OPAQUE = 0.5  # opacity of a cell of the gsd at the surface
+# opacity of a cell of the gsd at the surface: that of trained ground is spread over some cells, that of air is less
+OPAQUE = 0.1
 WELD = 256  # places in a cell that vertices of neighbouring blocks are told apart by
 SMALLEST = 200  # faces of a piece that is kept
 VERTEX = np.dtype([("xyz", "<f8", 3), ("rgb", "<f4", 3)])
