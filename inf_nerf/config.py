@@ -155,6 +155,7 @@ class TrainConfig(Section):
     keep_checkpoints: Count = 2
     val_rays: Count = 4096  # fixed rays of the val photos that every checkpoint is scored on
     max_failures: Annotated[int, Field(ge=0)] = 3
+    resize_seconds: Positive = 60.0  # between looks whether there is room for more of [least, most] workers
     collective_timeout_seconds: Positive = 120.0
 
     @field_validator("num_workers", mode="before")

@@ -83,6 +83,7 @@ def _attempt(
             use_gpu=train.gpus_per_worker > 0,
             resources_per_worker={"CPU": train.cpus_per_worker}
             | ({"GPU": train.gpus_per_worker} if train.gpus_per_worker else {}),
+            elastic_resize_monitor_interval_s=train.resize_seconds,
         ),
         run_config=RunConfig(
             # our own checkpoints say where a run stands; Ray's record of one attempt must not revive another

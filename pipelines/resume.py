@@ -25,6 +25,7 @@ OPERATIONAL += (
     "train.keep_",
     "train.max_failures",
     "train.collective_",
+    "train.resize_",
 )
 # keys that --resume may change on purpose, for example to train longer, but for those that shape tiles or checkpoints
 RESUMABLE = ("train.", "loss.", "data.", "sampler.")

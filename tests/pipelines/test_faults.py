@@ -5,8 +5,6 @@
 
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ import psutil
 import pytest
 
 from inf_nerf.train.manifest import latest_checkpoint, read_manifest
-from tests.pipelines.disturbed import ROOT, SAVE_EVERY, STEPS, Training, prepared_city
+from tests.pipelines.disturbed import SAVE_EVERY, STEPS, Training, prepared_city
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -153,46 +151,3 @@ def test_signals_before_the_first_step_and_in_a_save_save_first_and_the_same_com
     run.end(0)
     assert run.psnr() > 10
     assert_every_step_once(run)
-
-
-CLUSTER = """
-import sys
-import ray
-from ray.cluster_utils import Cluster
-store = {"object_store_memory": 200 << 20}
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": True, **store})
-node = cluster.add_node(num_cpus=2, **store)
-print(cluster.address, flush=True)
-for line in sys.stdin:
-    if line.strip() == "lose":
-        cluster.remove_node(node, allow_graceful=False)
-        print("lost", flush=True)
-cluster.shutdown()
-"""
-
-
-def test_a_lost_node_leaves_a_training_with_elastic_workers_to_the_rest(training: Callable[..., Training]) -> None:
-    """Two workers of two CPUs each, one of them on a node that is removed."""
-    program = [sys.executable, "-c", CLUSTER]
-    with subprocess.Popen(
-        program, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as cluster:
-        assert cluster.stdin is not None and cluster.stdout is not None
-        try:
-            address = cluster.stdout.readline().strip()
-            running = training(
-                *("train.num_workers=[1,2]", "train.cpus_per_worker=2", "train.collective_timeout_seconds=15"),
-                RAY_ADDRESS=address,
-            )
-            running.wait_for(lambda: running.step() > SAVE_EVERY)
-            newest = latest_checkpoint(running.run_dir)
-            assert newest is not None and read_manifest(newest)["num_workers"] == 2
-            print("lose", file=cluster.stdin, flush=True)
-            assert cluster.stdout.readline() == "lost\n"
-            running.end(0)
-        finally:
-            cluster.stdin.close()
-            cluster.wait(60)
-    assert_every_step_once(running)
-    newest = latest_checkpoint(running.run_dir)
-    assert newest is not None and read_manifest(newest)["num_workers"] == 1
