@@ -148,19 +148,20 @@ class StoredRun:
 
         What fails ``tries`` times while the store itself answers counts as refused: artifacts go somewhere else.
         """
-        for rest in reversed(range(tries or 1)):
+        tried = 0
+        while True:
             try:
                 request()
                 return None
             except Exception as error:
+                tried += 1
                 if getattr(error, "error_code", None) in REFUSED or isinstance(error, FileNotFoundError):
                     return error
                 if tries is None or not self._answers():
                     raise AwayError(reason_of(error)) from error
-                if rest == 0:
+                if tried == tries:
                     return error
-                time.sleep(RETRY_SECONDS)
-        raise AssertionError("unreachable")
+            time.sleep(RETRY_SECONDS)
 
     def _answers(self) -> bool:
         try:
