@@ -86,7 +86,8 @@ def run(
     if result is None:
         loaded = load_checkpoint(path) if budget is None else open_checkpoint(path).within(budget)
         require_test_photos(loaded.scene)
-        loaded = replace(loaded, scene=with_points(loaded.scene, run_of(path) or run_dir))
+        if (scene := with_points(loaded.scene, path)) is not loaded.scene:
+            loaded = replace(loaded, scene=scene)
         result = _evaluate(files, loaded, settings, console, key)
     else:
         console.print(
@@ -165,10 +166,10 @@ def _evaluate(
     return result
 
 
-def with_points(scene: Scene, run_dir: Place) -> Scene:
-    """The scene of a checkpoint with the sparse points that its run has; one that lies alone has none."""
-    folder = run_of(run_dir)
-    return scene if folder is None else Scene.load(folder)
+def with_points(scene: Scene, named: Place) -> Scene:
+    """The scene of a run or checkpoint with the sparse points that its run has; one that lies alone has none."""
+    folder = run_of(named)
+    return scene if folder is None or not (folder / DESCRIPTION).is_file() else Scene.load(folder)
 
 
 def memory_figures(loaded: StoredCheckpoint) -> dict[str, int]:
