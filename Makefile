@@ -3,7 +3,7 @@
 #   make install                         creates .venv from constraints.txt; does nothing when it is up to date
 #   make install TORCH="torch --index-url ADDRESS"   a CPU or CUDA build of torch from an index of your choice
 #   make install PIP_EXTRA="OPTIONS"     further options for pip, e.g. --find-links DIR
-#   make demo | test | test-slow | lint | types
+#   make demo | test | test-slow | test-long | lint | types
 #   make bench [BENCH="--quick"]          speed of every kernel beside its rivals: see docs/performance.md
 
 VENV ?= .venv
@@ -20,7 +20,7 @@ FIND_PYTHON := for p in python3 python3.13 python3.12 python3.11; do \
 	if $$p -c '$(SUPPORTED)' 2>/dev/null; then echo $$p; break; fi; done
 PYTHON ?= $(shell $(FIND_PYTHON))
 
-.PHONY: install demo test test-slow lint types bench
+.PHONY: install demo test test-slow test-long lint types bench
 
 install: $(STAMP)
 
@@ -39,7 +39,10 @@ test: install
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-slow: install
-	$(BIN)/python -m pytest -m "slow and not gpu" --timeout=900
+	$(BIN)/python -m pytest -m "slow and not long and not gpu" --timeout=900
+
+test-long: install
+	$(BIN)/python -m pytest -m "long and not gpu" --timeout=1200
 
 lint: install
 	$(BIN)/ruff check .

@@ -101,6 +101,7 @@ with Tracker(load_config(overrides=[f"tracking.uri={uri}"]), Path("run")) as tra
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_driver_whose_server_is_away_for_a_while_tells_it_every_point(server: Server, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
@@ -141,6 +142,7 @@ def test_a_driver_whose_server_is_away_for_a_while_tells_it_every_point(server: 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_next_driver_and_track_send_what_a_killed_one_could_not(
     server: Server, tmp_path: Path, mlflow_template: Path

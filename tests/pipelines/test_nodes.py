@@ -15,7 +15,7 @@ from pipelines import prepare, synth
 from tests.pipelines.disturbed import CITY, ROOT, WORKER, Training, settings
 from tests.pipelines.loopback import free_ports
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 CLUSTER = """
 import sys

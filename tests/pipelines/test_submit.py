@@ -16,7 +16,7 @@ from pipelines import synth
 from tests.pipelines.disturbed import CITY, ROOT, SETTINGS
 from tests.pipelines.loopback import Loopback, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 STEPS = 40
 OVERRIDES = [

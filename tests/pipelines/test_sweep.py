@@ -94,6 +94,7 @@ def states(journal: Journal) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_whose_driver_is_killed_is_finished_by_resume(mlflow_uri: str, tmp_path: Path) -> None:
     path = write_sweep(
         tmp_path, "tracking.enabled=true", "train.cpus_per_worker=1", num_samples=5, searcher="optuna", reports=4
@@ -184,6 +185,7 @@ def _check_mlflow(uri: str, journal: Journal, sweep_dir: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_sweep_that_says_how_to_go_on_and_a_failing_trial_is_in_its_table(
     tmp_path: Path, number: signal.Signals, code: int
@@ -214,6 +216,7 @@ def test_a_signal_ends_a_sweep_that_says_how_to_go_on_and_a_failing_trial_is_in_
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_trial_with_ray_train_reports_what_its_workers_do(tmp_path: Path) -> None:
     path = write_sweep(tmp_path, steps=20, reports=2, trials="trainer", space={"loss.lambda_depth": {"grid": [0.1]}})
     sweep_dir = tmp_path / "sweep"
