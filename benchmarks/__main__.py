@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.limits import FEW_SIZES, SIZES, Limits
 from benchmarks.pairing import Case, Effort, Result, measure
-from benchmarks.rows import field, rays, step
+from benchmarks.rows import diagnosis, field, rays, step
 from benchmarks.workload import TABLES
 from inf_nerf.files import write_atomic
 
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-ROWS = ("encode", "heads", "adam", "routing", "occupancy", "compositing", "step", "threads", "render")
+ROWS = ("encode", "heads", "adam", "routing", "occupancy", "compositing", "step", "threads", "diagnosis", "render")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -83,6 +83,7 @@ def cases(wanted: argparse.Namespace, limits: Limits) -> Iterator[Case]:
         "compositing": lambda: rays.compositing(threads, num_rays),
         "step": lambda: step.steps(nodes, threads, num_rays),
         "threads": lambda: step.gains(nodes, threads, num_rays),
+        "diagnosis": lambda: diagnosis.overheads(nodes, threads, num_rays),
         "render": lambda: rays.render(nodes, threads, wanted.quick),
     }
     for row in wanted.rows:

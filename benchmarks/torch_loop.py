@@ -21,7 +21,7 @@ from benchmarks.workload import Workload
 from inf_nerf.config import TrainConfig
 from inf_nerf.field.field import Field
 from inf_nerf.field.hash_grid import PRIMES, GridSpec
-from inf_nerf.field.heads import layers_of, spherical_harmonics
+from inf_nerf.field.heads import LEAK, layers_of, spherical_harmonics
 
 # "index" looks up table[row] in a parameter for each level; "one table" is how one writes it at first: a node's levels
 # are slices of one parameter, and the gradient of each is as long as the parameter
@@ -127,7 +127,7 @@ def _head(weights: Tensor, sizes: tuple[int, ...]) -> nn.Sequential:
     for (wide, out), layer in zip(pairwise(sizes), layers_of(weights[None], sizes), strict=True):
         linear = nn.Linear(wide, out, bias=False)
         linear.weight = nn.Parameter(layer[0].T.clone())
-        modules += [linear, nn.ReLU()]
+        modules += [linear, nn.LeakyReLU(LEAK)]
     return nn.Sequential(*modules[:-1])
 
 

@@ -110,7 +110,7 @@ def step(work: Work) -> tuple[float, float, float, int]:
     times.append(time.perf_counter())
     total.backward()
     times.append(time.perf_counter())
-    work.optimiser.step(0.5)
+    work.optimiser.step(1e-3)
     times.append(time.perf_counter())
     work.progress.step += 1
     ahead, back, update = (end - start for start, end in pairwise(times))

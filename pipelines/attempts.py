@@ -28,6 +28,7 @@ from inf_nerf.errors import InputError
 from inf_nerf.render.parallel import available_cores
 from pipelines.division import Dealing
 from pipelines.ingest import datasets_for
+from pipelines.run_log import log_level, run_id
 from pipelines.worker import train_worker
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,8 @@ def _attempt(
             "partition_of": dealing.partition_of,
             "loads_of": {count: dealing.loads(count) for count in range(train.least_workers, train.most_workers + 1)},
             "start": start,
+            "pixels": dealing.pixels,
+            "log": (run_id(run_dir), log_level()),
             "datasets": tuple(datasets),
             "threads": available_cores() if train.num_workers == 0 else max(1, int(train.cpus_per_worker)),
         },

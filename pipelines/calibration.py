@@ -37,6 +37,7 @@ class Calibration:
     step_bytes: int  # what steps take beyond that, beside nodes and tiles: activations, compiled code
     rays: int  # of each step
     steps: int
+    device: str = "cpu"  # or "cuda"
 
 
 class PeakMemory:
@@ -120,7 +121,10 @@ def _train(
     program = unique_memory()
     endless = {"steps": 10**9, "max_seconds": SECONDS, "log_every": 1, "save_every": 10**9, "save_seconds": 1e9}
     alone = endless | {"foreign": "discount"}  # nobody is there to exchange with
-    config = config.model_copy(update={"train": config.train.model_copy(update=alone)})
+    static = {"update_every": 0, "prune_every": 0}
+    config = config.model_copy(
+        update={"train": config.train.model_copy(update=alone), "octree": config.octree.model_copy(update=static)}
+    )
     device = "cuda" if config.train.gpus_per_worker and torch.cuda.is_available() else "cpu"
     rows: list[Mapping[str, Any]] = []
     with PeakMemory() as memory:
@@ -138,4 +142,5 @@ def _train(
         step_bytes=max(0, memory.peak - program - held),
         rays=work.num_rays,
         steps=len(rows),
+        device=device,
     )

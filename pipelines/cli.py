@@ -16,8 +16,9 @@ import typer
 
 from inf_nerf.errors import InputError
 from inf_nerf.files import FULL
-from pipelines.commands import data, exports, results, runs, training, viewing
+from pipelines.commands import configuration, data, exports, results, runs, training, viewing
 from pipelines.options import PACKAGES
+from pipelines.signals import sigterm_leaves
 
 EXIT_INPUT_ERROR = 2
 MODULES = {"eval": "evaluate"}  # `inf-nerf eval` is python -m pipelines.evaluate: eval is a name of Python's
@@ -39,10 +40,11 @@ app = typer.Typer(
 for command in (data.synth, data.prepare, data.plan, training.train):
     app.command()(command)
 app.command(name="eval")(results.evaluate)
-for command in (results.render, viewing.view, viewing.report, exports.export, runs.compare):
+for command in (results.render, viewing.view, viewing.report, viewing.plot, exports.export, runs.compare, runs.analyze):
     app.command()(command)
-for command in (training.sweep, runs.track, training.demo):
+for command in (training.sweep, runs.monitor, runs.track, training.demo):
     app.command()(command)
+app.add_typer(configuration.config)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +61,9 @@ def run_stage(name: str) -> None:
 def _invoke(command: Any, program: str, arguments: Sequence[str] | None) -> int:
     """Run a command; an error that the user can put right, anywhere in what it raises, is one sentence and code 2."""
     try:
-        command.main(args=None if arguments is None else list(arguments), prog_name=program)
+        given = None if arguments is None else list(arguments)
+        with sigterm_leaves():
+            command.main(args=given, prog_name=program, token_normalize_func=_with_hyphens)
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
     except Exception as error:
@@ -71,6 +75,11 @@ def _invoke(command: Any, program: str, arguments: Sequence[str] | None) -> int:
         print(f"error: {sentence}", file=sys.stderr)
         return EXIT_INPUT_ERROR
     return 0
+
+
+def _with_hyphens(name: str) -> str:
+    """Options may be spelled ``--output_dir`` too."""
+    return name.replace("_", "-")
 
 
 def _sentence(errors: list[BaseException]) -> str | None:

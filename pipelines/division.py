@@ -6,7 +6,7 @@ Letters: W ranks.
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from rich.table import Table
+from torch import Tensor
 
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
@@ -27,6 +28,24 @@ from inf_nerf.train.turns import partition_in_turns
 from pipelines.prepare import Prepared
 
 READERS = 8  # threads that read tile tables
+KEPT = 4  # partitions: those of a large tree are large, and an elastic training asks for one of each number of ranks
+
+
+class Partitions:
+    """The nodes dealt to any number of ranks; the latest answers are kept, for many ask for the same one."""
+
+    def __init__(self, config: Config, octree: Octree, load: Tensor) -> None:
+        """``load`` [N] is the work that each node makes."""
+        self._dealt = config, octree, load
+        self._kept = lru_cache(KEPT)(partial(partition_in_turns, config, octree, load=load))
+
+    def __call__(self, num_ranks: int) -> Partition:
+        """The partition for so many ranks, in turns where they need them; raises :class:`InputError` where none fits
+        (:func:`inf_nerf.train.turns.partition_in_turns`)."""
+        return self._kept(num_ranks)
+
+    def __reduce__(self) -> tuple[type["Partitions"], tuple[Config, Octree, Tensor]]:
+        return Partitions, self._dealt  # workers ask for one and make it themselves
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +69,17 @@ class Dealing:
         if len(tables["train"]) == 0:
             raise InputError(f"No photo sees the subtree {config.train.subtree}; name another --subtree.")
         load = node_load(tables["train"], octree, boost)
-        return Dealing(partial(partition_in_turns, config, octree, load=load), tables, boost)
+        return Dealing(Partitions(config, octree, load), tables, boost)
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of all train tiles that no mask hides: what an epoch draws as many rays as."""
+        return int(self.tables["train"]["used"].to_numpy().sum())
+
+    def in_steps(self, config: Config) -> Config:
+        """The same configuration with ``train.steps`` as many as ``train.epochs`` take."""
+        train = config.train.model_copy(update={"steps": config.train.steps_for(self.pixels)})
+        return config.model_copy(update={"train": train})
 
     def tiles(self, num_ranks: int) -> dict[str, list[RankTiles]]:
         """The tiles of every rank for each split."""

@@ -4,9 +4,9 @@ Every kind of export goes on where it was interrupted, and holds no more than a 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from rich.progress import Progress as Bars
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 from inf_nerf.export import mesh_files, point_files, raster_files
-from inf_nerf.export.cloud import Grid
+from inf_nerf.export.cloud import Cells, Grid
 from inf_nerf.export.georeference import find_georeference
 from inf_nerf.export.mesh import extract_mesh
 from inf_nerf.export.mesh_files import write_mesh
@@ -50,7 +50,7 @@ SUFFIXES = {
     "tiles": ("",),
     "checkpoint": ("",),
 }
-FORMAT = 1  # of parts; raised when they change their meaning, so that old ones are not used again
+FORMAT = 2  # of parts; raised when they change their meaning, so that old ones are not used again
 FINEST = 2.0  # default gsd over that of the finest nodes
 WELL_SEEN = 4  # observations of a sparse point with which exported points are compared
 EXTENT = 1.0  # percentile of the sparse points from which to its counterpart an orthophoto reaches by default
@@ -92,12 +92,6 @@ def run(
     finest = float(checkpoint.octree.gsd.min()) / settings.octree.footprint_px
     gsd = FINEST * finest * placement.scale if gsd is None else gsd
     box = None if crop is None else CropBox(np.array(crop[:3]), np.array(crop[3:]), checkpoint.scene.frame)
-    rendering = Rendering(
-        checkpoint.model,
-        chunk_rays(settings.eval.chunk_samples, settings.sampler.max_samples),
-        available_cores(),
-        settings.sampler.near,
-    )
     key = {"format": FORMAT, "digest": checkpoint.digest, "kind": kind, "gsd": gsd, "crop": crop, "budget": budget}
     key |= {
         "placement": placement.tiles_matrix.tolist(),
@@ -107,13 +101,9 @@ def run(
     unfinished = Unfinished(out, json.loads(json.dumps(key)))
     folder = run_of(run_dir)
     points = checkpoint.scene.points if folder is None else Scene.load(folder).points
+    work = _Work(out, checkpoint, settings, placement, gsd, box, points, unfinished)
     with _bars(console) as progress:
-        if kind == "ortho":
-            figures = _ortho(rendering, checkpoint, settings, placement, gsd, box, out, unfinished, progress, points)
-        elif kind == "mesh":
-            figures = _mesh(rendering, checkpoint, settings, placement, gsd, box, out, unfinished, progress)
-        else:
-            figures = _cloud(kind, rendering, checkpoint, placement, gsd, box, out, unfinished, progress, points)
+        figures = {"ortho": work.ortho, "mesh": work.mesh, "tiles": work.tiles, "points": work.points}[kind](progress)
     georeference = placement.georeference
     figures = {
         "kind": kind,
@@ -132,67 +122,69 @@ def run(
     return _finish(out, figures, console)
 
 
-def _cloud(
-    kind: str,
-    rendering: Rendering,
-    checkpoint: Checkpoint | StoredCheckpoint,
-    placement: Placement,
-    gsd: float,
-    crop: CropBox | None,
-    out: Path,
-    unfinished: Unfinished,
-    progress: Progress,
-    sparse: SparsePoints,
-) -> dict[str, Any]:
-    """Points or tiles."""
-    scene, side = checkpoint.scene, gsd / placement.scale
-    grid = tile_grid(side) if kind == "tiles" else Grid.of(side)
-    parts = surface_parts(rendering, scene.cameras, scene.train, grid, crop, unfinished, progress)
-    if kind == "tiles":
-        return {"cell": grid.side * placement.scale, **asdict(write_tiles(parts, grid, placement, out, progress))}
-    figures = write_points(parts, grid, placement, out, _references(sparse, crop), progress)
-    if figures.num_points == 0:
-        raise InputError("The photos see nothing opaque there, so there are no points; train longer or crop less.")
-    return asdict(figures)
+@dataclass(frozen=True)
+class _Work:
+    """One export: of what, where it lies, how fine it is, and into which file or folder it goes."""
 
+    out: Path
+    checkpoint: Checkpoint | StoredCheckpoint
+    settings: Config
+    placement: Placement
+    gsd: float  # in the placement's unit
+    crop: CropBox | None
+    sparse: SparsePoints
+    unfinished: Unfinished
 
-def _ortho(
-    rendering: Rendering,
-    checkpoint: Checkpoint | StoredCheckpoint,
-    settings: Config,
-    placement: Placement,
-    gsd: float,
-    crop: CropBox | None,
-    out: Path,
-    unfinished: Unfinished,
-    progress: Progress,
-    sparse: SparsePoints,
-) -> dict[str, Any]:
-    low, high = np.full(3, -1.0), np.full(3, 1.0)
-    if len(xyz := sparse.xyz[sparse.in_cube].double().numpy()):
-        low, high = np.percentile(xyz, [EXTENT, 100 - EXTENT], axis=0)
-    grid = MapGrid.over(placement, gsd, low, high, crop)
-    write_ortho(rendering, checkpoint.octree, settings.octree.footprint_px, placement, grid, out, unfinished, progress)
-    return {"width": grid.width, "height": grid.height, "left": grid.left, "top": grid.top, "tiles": len(grid.tiles)}
+    @property
+    def side(self) -> float:
+        """The gsd in scene units."""
+        return self.gsd / self.placement.scale
 
+    @property
+    def rendering(self) -> Rendering:
+        """How the photos' cameras see the model."""
+        sampler = self.settings.sampler
+        rays = chunk_rays(self.settings.eval.chunk_samples, sampler.max_samples)
+        return Rendering(self.checkpoint.model, rays, available_cores(), sampler.near)
 
-def _mesh(
-    rendering: Rendering,
-    checkpoint: Checkpoint | StoredCheckpoint,
-    settings: Config,
-    placement: Placement,
-    gsd: float,
-    crop: CropBox | None,
-    out: Path,
-    unfinished: Unfinished,
-    progress: Progress,
-) -> dict[str, Any]:
-    assert crop is not None
-    scene, footprint_px = checkpoint.scene, settings.octree.footprint_px
-    side = gsd / placement.scale
-    mesh = extract_mesh(rendering, scene.cameras, scene.train, side, crop, footprint_px, unfinished, progress)
-    write_mesh(mesh, placement, out)
-    return {"vertices": len(mesh.xyz), "faces": len(mesh.faces)}
+    def points(self, progress: Progress) -> dict[str, Any]:
+        """Write a point cloud; its figures."""
+        grid = Grid.of(self.side)
+        parts, references = self._surface(grid, progress), _references(self.sparse, self.crop)
+        figures = write_points(parts, grid, self.placement, self.out, references, progress)
+        if figures.num_points == 0:
+            raise InputError("The photos see nothing opaque there, so there are no points; train longer or crop less.")
+        return asdict(figures)
+
+    def tiles(self, progress: Progress) -> dict[str, Any]:
+        """Write 3D Tiles; their figures."""
+        grid = tile_grid(self.side)
+        figures = write_tiles(self._surface(grid, progress), grid, self.placement, self.out, progress)
+        return {"cell": grid.side * self.placement.scale, **asdict(figures)}
+
+    def ortho(self, progress: Progress) -> dict[str, Any]:
+        """Write an orthophoto; its figures."""
+        low, high = np.full(3, -1.0), np.full(3, 1.0)
+        if len(xyz := self.sparse.xyz[self.sparse.in_cube].double().numpy()):
+            low, high = np.percentile(xyz, [EXTENT, 100 - EXTENT], axis=0)
+        grid = MapGrid.over(self.placement, self.gsd, low, high, self.crop)
+        octree, footprint_px = self.checkpoint.octree, self.settings.octree.footprint_px
+        write_ortho(self.rendering, octree, footprint_px, self.placement, grid, self.out, self.unfinished, progress)
+        size = {"width": grid.width, "height": grid.height}
+        return {**size, "left": grid.left, "top": grid.top, "tiles": len(grid.tiles)}
+
+    def mesh(self, progress: Progress) -> dict[str, Any]:
+        """Write a mesh; its figures."""
+        assert self.crop is not None
+        scene = self.checkpoint.scene
+        mesh = extract_mesh(self.rendering, scene.cameras, scene.train, self.side, self.crop, self.unfinished, progress)
+        write_mesh(mesh, self.placement, self.out)
+        return {"vertices": len(mesh.xyz), "faces": len(mesh.faces)}
+
+    def _surface(self, grid: Grid, progress: Progress) -> Sequence[Cells]:
+        """What each of the photos sees, on disk."""
+        scene = self.checkpoint.scene
+        return surface_parts(self.rendering, scene.cameras, scene.train, grid, self.crop, self.unfinished, progress)
 
 
 def _references(points: SparsePoints, crop: CropBox | None) -> Array:
@@ -232,7 +224,7 @@ def _check(
 
 
 def _finish(out: Path, figures: dict[str, Any], console: Console) -> dict[str, Any]:
-    beside = out.with_name(f"{out.stem}_export.json")
+    beside = out.with_name(f"{out.name}_export.json")  # with the suffix: a.ply and a.tif are two exports
     write_atomic(beside, json.dumps(figures, indent=1, sort_keys=True) + "\n")
     console.print(f"Wrote {out} and {beside}.", markup=False, highlight=False, soft_wrap=True)
     if (away := figures.get("median_distance")) is not None:

@@ -62,6 +62,15 @@ Run = Annotated[
         metavar="RUN", help="The run directory of prepare and train, or a checkpoint in it; a path or a URI (s3://...)."
     ),
 ]
+Which = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="latest|best|STEP|DIR",
+        help="Which checkpoint of RUN: the latest, if not given; the one that val photos like best; that of a step; or "
+        "a directory.",
+    ),
+]
 MemoryBudget = Annotated[
     str | None,
     typer.Option(
@@ -91,13 +100,35 @@ def start_logging(level: LogLevel) -> None:
         logging.getLogger(package).setLevel(level.value)
 
 
+def chosen(run: str, checkpoint: str | None) -> "Place":
+    """The run that was named, of which stages take the latest checkpoint, or another checkpoint that was.
+
+    Raises :class:`InputError` where that is none.
+    """
+    from inf_nerf.places import place
+    from inf_nerf.train.manifest import best_checkpoint, checkpoint_of_step, read_manifest
+
+    run_dir = place(run)
+    if checkpoint in (None, "latest"):
+        return run_dir
+    if checkpoint == "best":
+        return best_checkpoint(run_dir)
+    found = checkpoint_of_step(run_dir, int(checkpoint)) if checkpoint.isdecimal() else place(checkpoint)
+    read_manifest(found)
+    return found
+
+
 def configure(
     path: Path | None,
     overrides: Sequence[str] | None,
     flags: dict[str, Any] | None = None,
     run_dir: "Place | None" = None,
+    unset: Sequence[str] = (),
 ) -> "Config":
-    """Defaults (or the run's own configuration where no file is named), then the file, the flags and ``--set``."""
+    """Defaults (or the run's own configuration where no file is named), then the file, the flags and ``--set``.
+
+    Keys that are ``unset`` become null before the flags.
+    """
     from inf_nerf.config import load_config
 
     if run_dir is not None and (run_dir / "manifest.json").is_file():  # a checkpoint in a run
@@ -105,4 +136,4 @@ def configure(
     stored = run_dir / "config.yaml" if run_dir is not None and path is None else None
     base = load_config(stored).model_dump(mode="json") if stored is not None and stored.is_file() else None
     changes = [f"{key}={json.dumps(value)}" for key, value in (flags or {}).items() if value is not None]
-    return load_config(path, [*changes, *(overrides or ())], base=base)
+    return load_config(path, [*(f"{key}=null" for key in unset), *changes, *(overrides or ())], base=base)

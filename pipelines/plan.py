@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from inf_nerf.config import Config
+from inf_nerf.config import Config, TrainConfig
 from inf_nerf.errors import InputError
 from inf_nerf.field.field import node_parameters
 from inf_nerf.octree.build import build_octree
+from inf_nerf.octree.growth import most_nodes
 from inf_nerf.octree.load import TILE_TABLE, RankTiles, draws_of
 from inf_nerf.octree.tiles import cut_photo, nodes_of_tiles, tile_boxes, tile_file
 from inf_nerf.octree.topology import Octree
@@ -37,7 +38,7 @@ from inf_nerf.train.memory import checkpoint_bytes, field_bytes, occupancy_bytes
 from pipelines import prepare
 from pipelines.calibration import Calibration, calibrate
 from pipelines.division import Dealing, describe, division_table, tile_tables, worker_name
-from pipelines.ray_session import object_store_bytes
+from pipelines.ray_session import object_store_bytes, on_cluster
 
 LOOKED_AT = 48  # photos for which is computed which nodes their tiles see
 CUT = 2  # photos that are decoded and cut
@@ -67,7 +68,7 @@ def run(config: Config, data_root: Path | None, run_dir: Path | None, as_json: b
         prepare.refuse_other_settings(config, run_dir)
         project = _prepared(run_dir)
     elif data_root is not None:
-        project = _unprepared(config, data_root)
+        project = unprepared(config, data_root)
     else:
         raise InputError("There is nothing to plan: name the photos with --data-root, or a prepared run directory.")
     dealing = Dealing.of(config, project.octree, project.tables)
@@ -75,7 +76,9 @@ def run(config: Config, data_root: Path | None, run_dir: Path | None, as_json: b
     partition, tiles = dealing.partition_of(num_ranks), dealing.tiles(num_ranks)["train"]
     heaviest = int(np.argmax([mine.load for mine in tiles]))
     sample = _sample(config, project, tiles[heaviest], run_dir if is_prepared else None)
-    threads = available_cores() if config.train.num_workers == 0 else max(1, int(config.train.cpus_per_worker))
+    cores = available_cores()
+    threads = cores if config.train.num_workers == 0 else min(cores, max(1, int(config.train.cpus_per_worker)))
+    config = config.model_copy(update={"train": in_steps(config, project)})
     measured = calibrate(
         config,
         project.scene,
@@ -96,6 +99,11 @@ def run(config: Config, data_root: Path | None, run_dir: Path | None, as_json: b
     return plan
 
 
+def in_steps(config: Config, project: Project) -> TrainConfig:
+    """The training with ``train.steps`` as many as ``train.epochs`` take."""
+    return config.train.model_copy(update={"steps": config.train.steps_for(project.decoded_bytes // 3)})
+
+
 def _prepared(run_dir: Path) -> Project:
     """What a run directory holds; all of its tiles."""
     prepared = prepare.read_prepared(run_dir)
@@ -106,7 +114,7 @@ def _prepared(run_dir: Path) -> Project:
     )
 
 
-def _unprepared(config: Config, data_root: Path) -> Project:
+def unprepared(config: Config, data_root: Path) -> Project:
     """The scene and tree of a data root, and the tiles of some of its photos."""
     scene = load_scene(data_root.resolve(), config.scene)
     require_test_photos(scene)
@@ -182,6 +190,27 @@ def _sample(config: Config, project: Project, mine: RankTiles, run_dir: Path | N
     return _Sample(tiles, disk / max(1, pixels), None if run_dir is not None else seconds)
 
 
+def held_bytes(
+    config: Config, project: Project, described: dict[str, Any], tiles: Sequence[RankTiles]
+) -> list[dict[str, int]]:
+    """Bytes of fields, occupancy grids and tiles in the memory of every rank, which are known without training; of a
+    tree that adapts, when it has grown evenly as far as it may."""
+    growth = most_nodes(config.octree, project.octree.num_nodes) / project.octree.num_nodes
+    decoded = dict(zip(project.tables["train"]["tile"].to_pylist(), project.tables["train"]["used"].to_pylist()))
+    held = []
+    for rank, mine in zip(described["ranks"], tiles, strict=True):
+        nodes = round((described["shared_nodes"] + rank["owned_nodes"]) * growth)
+        pixels = sum(decoded[tile] for tile in mine.tile.tolist()) / project.looked_at
+        held.append(
+            {
+                "fields": field_bytes(config, nodes),
+                "occupancy": occupancy_bytes(config, nodes - 1),
+                "tiles": round(min(3 * pixels, config.data.reservoir_mb * 2**20)),
+            }
+        )
+    return held
+
+
 def _plan(
     config: Config,
     project: Project,
@@ -193,19 +222,12 @@ def _plan(
     threads: int,
 ) -> dict[str, Any]:
     scene, octree, train = project.scene, project.octree, config.train
+    most = most_nodes(config.octree, octree.num_nodes)
     each = node_parameters(config.field)
-    decoded = dict(zip(project.tables["train"]["tile"].to_pylist(), project.tables["train"]["used"].to_pylist()))
     ranks, heaviest_load = [], max(mine.load for mine in tiles)
-    for rank, mine in zip(described["ranks"], tiles, strict=True):
-        nodes = described["shared_nodes"] + rank["owned_nodes"]
-        pixels = sum(decoded[tile] for tile in mine.tile.tolist()) / project.looked_at
-        memory = {
-            "program": measured.program_bytes,
-            "fields": field_bytes(config, nodes),
-            "occupancy": occupancy_bytes(config, nodes - 1),
-            "steps": round(measured.step_bytes * mine.load / heaviest_load),
-            "tiles": round(min(3 * pixels, config.data.reservoir_mb * 2**20)),
-        }
+    for rank, mine, held in zip(described["ranks"], tiles, held_bytes(config, project, described, tiles), strict=True):
+        steps = round(measured.step_bytes * mine.load / heaviest_load)
+        memory = {"program": measured.program_bytes, **held, "steps": steps}
         ranks.append(
             {
                 **rank,
@@ -213,10 +235,10 @@ def _plan(
                 "memory_bytes": memory | {"total": sum(memory.values())},
             }
         )
-    cores, busy = available_cores(), num_ranks * threads
-    step_seconds = measured.seconds_per_step * max(1.0, busy / cores)
+    cores = available_cores()
+    step_seconds = measured.seconds_per_step * _sharing(train, num_ranks * threads / cores, measured.device)
     train_seconds = min(train.steps * step_seconds, train.max_seconds or float("inf"))
-    checkpoint = checkpoint_bytes(config, octree.num_nodes + 1)
+    checkpoint = checkpoint_bytes(config, most + 1)
     prepare_seconds = None
     if sample.seconds_per_photo is not None:
         prepare_seconds = sample.seconds_per_photo * len(scene.photos) / cores
@@ -225,6 +247,7 @@ def _plan(
         "points": len(scene.points),
         "octree": {
             "nodes": octree.num_nodes,
+            "most_nodes": most,
             "nodes_per_level": octree.level.bincount().tolist(),
             "parameters_per_node": each,
             "parameters": (octree.num_nodes + 1) * each,
@@ -251,8 +274,22 @@ def _plan(
             "rays": measured.rays,
             "steps": measured.steps,
             "cores": cores,
+            "threads": threads,
+            "device": measured.device,
+            "lacks_gpu": bool(train.gpus_per_worker) and measured.device == "cpu",
+            "slowdown": step_seconds / measured.seconds_per_step,
         },
     }
+
+
+def _sharing(train: TrainConfig, load: float, device: str) -> float:
+    """How many times as long a step takes beside those of the other workers, which load this machine's cores so often.
+
+    On a cluster each worker has the cores that it asks for, and on GPUs its share of one.
+    """
+    if device != "cpu":
+        return max(1.0, 1 / train.gpus_per_worker)
+    return 1.0 if on_cluster() else max(1.0, load)
 
 
 def _show(plan: dict[str, Any], console: Console) -> None:
@@ -263,6 +300,11 @@ def _show(plan: dict[str, Any], console: Console) -> None:
         f"octree of {tree['nodes']} nodes ({per_level}) from {plan['points']:,} points, "
         f"{tree['parameters_per_node'] / 1e6:.2f} M parameters each, {tree['parameters'] / 1e6:.1f} M in all"
     )
+    if tree["most_nodes"] > tree["nodes"]:
+        console.print(
+            f"While it is trained the tree may grow to {tree['most_nodes']} nodes (octree.max_nodes), for which memory "
+            "and disk are counted; the time is that of a step with the nodes of the points."
+        )
     console.print(division_table(plan))
     table = Table(title="memory of each worker in MB, at its peak")
     for name in ("worker", "program", "fields", "occupancy", "steps", "tiles", "total"):
@@ -279,15 +321,34 @@ def _show(plan: dict[str, Any], console: Console) -> None:
         f"disk: {disk['tiles'] / 2**20:,.0f} MB for {plan['tiles']['count']:,} tiles, {disk['checkpoint'] / 2**20:,.0f}"
         f" MB a checkpoint, up to {disk['checkpoints'] / 2**20:,.0f} MB of them"
     )
-    preparing = "done" if hours["prepare"] is None else f"{hours['prepare']:.2f} hours"
+    preparing = "done" if hours["prepare"] is None else _duration(hours["prepare"])
     console.print(
-        f"prepare: {preparing}; train: {hours['train']:.2f} hours for {hours['steps']:,} steps ({hours['limit']})"
+        f"prepare: {preparing}; train: {_duration(hours['train'])} for {hours['steps']:,} steps ({hours['limit']})"
     )
-    console.print(
-        f"Measured on the {found['cores']} cores of this machine: {found['seconds_per_step'] * 1e3:.0f} ms a step of "
-        f"{found['rays']:,} rays of one worker ({found['steps']} steps), without exchange between workers, saving and "
+    console.print(_measured(found))
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+
+
+def counted(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
+def _measured(found: dict[str, Any]) -> str:
+    """On what the hours are based, in sentences."""
+    where = f"the {found['cores']} cores" if found["device"] == "cpu" else "a GPU"
+    said = (
+        f"Measured on {where} of this machine: {found['seconds_per_step'] * 1e3:.0f} ms a step of {found['rays']:,} "
+        f"rays of one worker ({counted(found['steps'], 'step')}), without exchange between workers, saving and "
         "evaluation."
     )
+    if found["slowdown"] > 1:
+        said += f" Workers that share {where} take {found['slowdown']:.3g} times as long."
+    if found["lacks_gpu"]:
+        said += " There is no GPU here, which train.gpus_per_worker asks for: plan where the training will run."
+    return said
 
 
 if __name__ == "__main__":

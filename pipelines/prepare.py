@@ -3,6 +3,9 @@
     data root --load_scene--> Scene --build_octree--> Octree
         photos --Ray Data, one task a photo--> tiles/<photo>.parquet --> tiles/summary.json (written last)
 
+A run that is prepared like another one, on more photos of its scene, has the frame, the octree and the split of that,
+so that it can go on from its checkpoints.
+
 Test photos are decoded like the others, so that a damaged one is found before a training and not after it, but they get
 no tiles.
 Every file is written whole or not at all, so an interrupted run is continued by the same command; tile files that fit
@@ -43,7 +46,9 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 RUN_FILE, CONFIG_FILE, OCTREE_FILE, SUMMARY_FILE = "run.json", "config.yaml", "octree.safetensors", "tiles/summary.json"
 SOURCES_FILE = "sources.json"  # `Stamps` of the files that the run was prepared from
-TILE_KEYS = ("scene.", "octree.", "field.max_res", "data.tile_size")  # config keys that shape what is prepared
+# config keys that shape what is prepared
+TILE_KEYS = ("scene.", "octree.num_levels", "octree.min_points", "octree.footprint_px", "octree.res_upsample")
+TILE_KEYS += ("field.max_res", "data.tile_size")
 
 
 @dataclass(frozen=True)
@@ -56,25 +61,33 @@ class Prepared:
     identity: str  # of the tiles
     mean_colour: tuple[float, float, float]  # over the training photos' unmasked pixels of level 0, in [0, 1]
     num_tiles: int
+    ancestors: tuple[str, ...] = ()  # identities of the runs that it was prepared like, whose models it can go on with
 
 
-def run(config: Config, data_root: Path, run_dir: Path) -> None:
+def run(config: Config, data_root: Path, run_dir: Path, like: Path | None = None) -> None:
     """Prepare ``run_dir`` for training on the photos in ``data_root``; says so and returns if that is done already.
 
-    Raises :class:`InputError` for data that cannot be used and for a run directory that was prepared with another
-    configuration, other data, or another format version.
+    ``like`` names a prepared run of which these are more photos.  Raises :class:`InputError` for data that cannot be
+    used and for a run directory that was prepared with another configuration, other data, or another format version.
     """
-    data_root, run_dir = data_root.resolve(), run_dir.resolve()
+    data_root, run_dir, like = data_root.resolve(), run_dir.resolve(), None if like is None else like.resolve()
+    if like == run_dir:
+        raise InputError(f"--like {like} is the run to be prepared itself; choose another --output-dir.")
     console = Console(stderr=True, soft_wrap=True)
     if (run_dir / RUN_FILE).is_file():
-        _refuse_other_run(config, data_root, run_dir)
+        like = _refuse_other_run(config, data_root, run_dir, like)
         if (prepared := _complete(run_dir)) is not None:
             _refuse_changed_files(data_root, run_dir)
             console.print(f"{run_dir} is already prepared: {prepared.num_tiles} tiles; nothing to do.")
             return
-    scene = load_scene(data_root, config.scene)
+    known = None if like is None else _known(config, like)
+    scene = load_scene(data_root, config.scene, None if known is None else known.scene)
     require_test_photos(scene)  # a training ends with their evaluation
-    octree = build_octree(scene.points.xyz, scene.points.footprint, config.octree, config.field.max_res)
+    if known is None:
+        octree = build_octree(scene.points.xyz, scene.points.footprint, config.octree, config.field.max_res)
+    else:
+        octree = known.octree
+        console.print(_what_is_new(known.scene, scene, like))
     identity = tile_identity(scene, octree, config)
     if scene.report["missing_frames"]:
         console.print(f"{scene.report['missing_frames']} photos of the model are not in {data_root} and are left out")
@@ -88,6 +101,8 @@ def run(config: Config, data_root: Path, run_dir: Path) -> None:
     write_atomic(run_dir / OCTREE_FILE, save(octree.state()))
     write_atomic(run_dir / CONFIG_FILE, config.to_yaml())
     description = {"format_version": FORMAT_VERSION, "data_root": str(data_root), "identity": identity}
+    if known is not None:
+        description |= {"like": str(like), "ancestors": [known.identity, *known.ancestors]}
     write_atomic(run_dir / RUN_FILE, json.dumps(description, indent=1) + "\n")
     _forget_stale_tiles(scene, run_dir)
     counts = _cut_photos(config, scene, run_dir, identity, console)
@@ -110,7 +125,8 @@ def read_prepared(run_dir: Path) -> Prepared:
             f"holds; run inf-nerf prepare again."
         )
     red, green, blue = summary["mean_colour"]
-    return Prepared(config, scene, octree, identity, (red, green, blue), summary["num_tiles"])
+    ancestors = tuple(description.get("ancestors", ()))
+    return Prepared(config, scene, octree, identity, (red, green, blue), summary["num_tiles"], ancestors)
 
 
 def _complete(run_dir: Path) -> Prepared | None:
@@ -125,22 +141,38 @@ def _complete(run_dir: Path) -> Prepared | None:
     return prepared if fitting else None
 
 
-def _refuse_other_run(config: Config, data_root: Path, run_dir: Path) -> None:
+def _known(config: Config, like: Path) -> Prepared:
+    """The run that another one is to be prepared like."""
+    known = read_prepared(like)
+    refuse_other_settings(config, like, "leave --config and --set out to take its settings")
+    return known
+
+
+def _what_is_new(known: Scene, scene: Scene, like: Path | None) -> str:
+    before, now = ({photo.name for photo in each.photos} for each in (known, scene))
+    left_out = f", {len(before - now)} of those are left out" if before - now else ""
+    return f"{len(now - before)} photos are new to the {len(before)} of {like}{left_out}"
+
+
+def _refuse_other_run(config: Config, data_root: Path, run_dir: Path, like: Path | None) -> Path | None:
+    """Raise :class:`InputError` if a run was prepared from something else; the run that it was prepared like."""
     description = _read_run_file(run_dir)
-    stored_root = description.get("data_root")
+    stored_root, stored_like = description.get("data_root"), description.get("like")
     if stored_root != str(data_root):
         raise InputError(f"{run_dir} was prepared from {stored_root}, not {data_root}; choose another --output-dir.")
+    if like is not None and stored_like != str(like):
+        how = f"like {stored_like}" if stored_like else "by itself"
+        raise InputError(f"{run_dir} was prepared {how}, not like {like}; choose another --output-dir.")
     refuse_other_settings(config, run_dir)
+    return None if stored_like is None else Path(stored_like)
 
 
-def refuse_other_settings(config: Config, run_dir: Path) -> None:
+def refuse_other_settings(config: Config, run_dir: Path, remedy: str = "choose another --output-dir") -> None:
     """Raise :class:`InputError` naming the first key by which ``config`` would prepare another run than this one."""
     stored, asked = load_config(run_dir / CONFIG_FILE).flat(), config.flat()
     for key, value in asked.items():
         if key.startswith(TILE_KEYS) and stored[key] != value:
-            raise InputError(
-                f"{run_dir} was prepared with {key}={stored[key]}, not {value}; choose another --output-dir."
-            )
+            raise InputError(f"{run_dir} was prepared with {key}={stored[key]}, not {value}; {remedy}.")
 
 
 def _refuse_changed_files(data_root: Path, run_dir: Path) -> None:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,9 +20,9 @@ from rich.text import Text
 
 from inf_nerf.config import Config
 from inf_nerf.files import write_atomic
+from inf_nerf.places import Place
 
 METRICS_FILE = "metrics.jsonl"
-WAITING = "waiting for the first step"
 RECENT_ROWS = 16  # the rate is taken over these
 
 Row = dict[str, Any]
@@ -50,7 +51,36 @@ class RowReader:
             return []
         text = b"".join(complete)
         self.offset += len(text)
-        return [row for line in text.splitlines() if (row := _parse(line)) is not None]
+        return rows_of(text)
+
+
+class Saving:
+    """Looks whether a checkpoint of a run is being written: no row comes meanwhile, but files do."""
+
+    def __init__(self, run_dir: Place) -> None:
+        self._folder = run_dir / "checkpoints"
+        self._found: dict[str, int] = {}
+
+    def goes_on(self) -> bool:
+        """Whether anything of one came, or one was finished, since the last call; False behind a URI."""
+        if not isinstance(self._folder, Path):
+            return False
+        before, self._found = self._found, {}
+        for folder in (*self._folder.glob("*.partial"), *self._folder.glob("*.partial/*/")):
+            with suppress(OSError):  # renamed meanwhile
+                self._found[str(folder)] = folder.stat().st_mtime_ns
+        return self._found != before
+
+
+def rows_of(lines: bytes) -> list[Row]:
+    """The rows in complete lines; one that is no JSON object with a step is passed over."""
+    return [row for line in lines.splitlines() if (row := _parse(line)) is not None]
+
+
+def append_row(metrics: Path, run: str, row: Mapping[str, Any]) -> None:
+    """Write down one row of a training whose name is ``run``."""
+    with open(metrics, "a") as file:
+        file.write(json.dumps({**row, "run": run}) + "\n")
 
 
 def forget_rows_after(metrics: Path, step: int) -> None:
@@ -78,6 +108,7 @@ class TrainingProgress:
         plain_seconds: float = 10.0,
     ) -> None:
         self.last: Row = {}
+        self._waiting = waiting_text(config)
         if offset is None:
             offset = metrics_path.stat().st_size if metrics_path.exists() else 0
         self._reader = RowReader(metrics_path, offset)
@@ -96,7 +127,7 @@ class TrainingProgress:
         if self._console.is_terminal:
             columns = (SpinnerColumn(), BarColumn(bar_width=20), TextColumn("{task.description}"), _Times())
             self._live = Progress(*columns, console=self._console)
-            self._task = self._live.add_task(WAITING, total=1.0)
+            self._task = self._live.add_task(self._waiting, total=1.0)
             self._live.start()
         return self
 
@@ -137,12 +168,17 @@ class TrainingProgress:
 
     def _print_line(self) -> None:
         self._printed_at = time.monotonic()
-        line = WAITING
+        line = self._waiting
         if self.last:
             self._printed_step = self.last["step"]
             left = seconds_left(self._recent, self._total_steps, self._max_seconds)
             line = f"{describe(self.last, self._total_steps)}  {_times(self.last.get('seconds'), left)}"
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def waiting_text(config: Config) -> str:
+    """What there is to say before the first row."""
+    return f"waiting for the first row of metrics (one every {config.train.log_every} steps)"
 
 
 def describe(row: Mapping[str, Any], total_steps: int) -> str:

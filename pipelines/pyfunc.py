@@ -27,7 +27,7 @@ from inf_nerf.render.colourmap import as_picture
 from inf_nerf.render.path_files import path_from_description
 from inf_nerf.train.manifest import MANIFEST, read_manifest
 from inf_nerf.train.opened import Checkpoint, load_checkpoint
-from pipelines.render import render_frame
+from pipelines.frames import render_frame
 
 DATA = "checkpoint"  # folder of the model's data
 REFERENCE = "reference.json"

@@ -7,7 +7,6 @@ import threading
 
 import psutil
 import ray
-from ray.data import DataContext
 
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
@@ -79,6 +78,8 @@ def start_ray(num_cpus: int | None = None) -> None:
             )
         if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put one of its own in its place
+    from ray.data import DataContext  # takes a second, which most that render or plan need not wait
+
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -16,18 +16,15 @@ from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 from inf_nerf.files import write_atomic
 from inf_nerf.places import Place
-from inf_nerf.render.budget import budget_bytes
-from inf_nerf.render.camera_path import CameraPath
 from inf_nerf.render.colourmap import Picture, as_picture, depth_map, depth_range, level_map
-from inf_nerf.render.images import RenderedImage, chunk_rays, render_image
-from inf_nerf.render.parallel import available_cores
+from inf_nerf.render.images import RenderedImage
 from inf_nerf.render.paths import named_path
 from inf_nerf.render.sheet import draw_legend, png_bytes
-from inf_nerf.render.stored_model import StoredModel
 from inf_nerf.render.video import VIDEO_SUFFIXES, FrameSink, still_writer, video_writer
 from inf_nerf.train.evaluation import level_share
-from inf_nerf.train.opened import Checkpoint, StoredCheckpoint, load_checkpoint, open_checkpoint
-from pipelines.evaluate import find_checkpoint, memory_figures, with_points
+from inf_nerf.train.opened import open_checkpoint
+from pipelines.evaluate import find_checkpoint, with_points
+from pipelines.frames import Frames, RayFrames, open_to_render
 
 MODES = ("colour", "depth", "level")
 DEPTH_MEMORY = 0.85  # part of the depth scale kept from frame to frame, so that its colours do not flicker
@@ -42,14 +39,16 @@ def run(
     mode: str = "colour",
     config: Config | None = None,
     memory_budget: str | None = None,
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """Render ``path`` (orbit, spiral, zoom, photos or a JSON file) to ``out`` and return the figures written beside it.
 
     ``out`` with a video suffix becomes a video, ``.png`` a still of the first frame, and a directory (or a name without
     suffix) numbered stills.  ``mode`` is colour, depth or level.  ``config`` defaults to the checkpoint's; only
     ``render`` and ``eval.chunk_samples`` matter.  ``run_dir`` may also be a checkpoint.  Under a ``memory_budget`` such
-    as ``64MB`` or ``25%`` of the model, nodes are read when a frame needs them.  Raises :class:`InputError` for input
-    that cannot be used.
+    as ``64MB`` or ``25%`` of the model, nodes are read when a frame needs them.  With ``workers``, so many Ray workers
+    render frames, each within that budget; the pixels are the same.  Raises :class:`InputError` for input that cannot
+    be used.
     """
     console = Console()
     if mode not in MODES:
@@ -57,9 +56,11 @@ def run(
     is_folder = out.is_dir() or not out.suffix
     if not is_folder and out.suffix != ".png" and out.suffix not in VIDEO_SUFFIXES:
         raise InputError(f"{out} is no kind of picture that is written; use {', '.join(VIDEO_SUFFIXES)} or .png.")
-    checkpoint = _open(find_checkpoint(run_dir), memory_budget)
+    place = find_checkpoint(run_dir)
+    whole = open_to_render(place, memory_budget) if workers is None else None
+    checkpoint = whole or open_checkpoint(place)
     settings = config or checkpoint.config
-    octree = checkpoint.model.octree
+    octree = checkpoint.octree
     finest_footprint = ZOOM_END * float(octree.gsd.min()) / settings.octree.footprint_px
     cameras = named_path(path, with_points(checkpoint.scene, run_dir), settings.render, finest_footprint)
     width, height = cameras.cameras.level_size(0, 0)
@@ -71,6 +72,11 @@ def run(
         sink = nullcontext(lambda frame: write_atomic(out, png_bytes(frame)))
     else:
         sink = video_writer(out, width, height, cameras.fps)
+    frames: Frames | RayFrames
+    if whole is not None:
+        frames = Frames(whole, cameras, settings, num_frames)
+    else:
+        frames = RayFrames(place, memory_budget, cameras, settings, num_frames, workers or 1)
     figures = FrameFigures(checkpoint.node_bytes)
     painter = Painter(mode, octree.num_levels)
     columns = (
@@ -83,16 +89,13 @@ def run(
     )
     with Progress(*columns, console=console) as progress, sink as take:
         task = progress.add_task(escape(f"render {path} ({mode})"), total=num_frames)
-        for frame in range(num_frames):
-            if isinstance(checkpoint.model, StoredModel) and frame + 1 < num_frames:
-                checkpoint.model.expect(cameras.cameras, frame + 1, 0, settings.render.lod_blend)
-            rendered = render_frame(checkpoint, cameras, frame, settings)
+        for rendered in frames:
             take(painter(rendered))
             figures.add(rendered, level_share(rendered.share, octree))
             progress.advance(task)
     summary = figures.summary()
-    if isinstance(checkpoint, StoredCheckpoint):
-        summary["memory"] = memory_figures(checkpoint)
+    if (memory := frames.memory()) is not None:
+        summary["memory"] = memory
     beside = out / "frames.json" if is_folder else out.with_name(f"{out.stem}_frames.json")
     write_atomic(beside, json.dumps(summary, indent=1, sort_keys=True) + "\n")
     kind = f"{num_frames} frames of {width} x {height}" if num_frames > 1 else f"{width} x {height}"
@@ -104,7 +107,7 @@ def run(
             f"{min(summary['nodes_touched'])} to {max(summary['nodes_touched'])} of {octree.num_nodes + 1}.",
             highlight=False,
         )
-    if memory := summary.get("memory"):
+    if memory is not None:
         console.print(
             f"At most {memory['peak_bytes'] / 1e6:.1f} MB of nodes were held of {memory['budget_bytes'] / 1e6:.1f} MB "
             f"allowed; {memory['bytes_read'] / 1e6:.1f} MB of the model's {int(checkpoint.node_bytes.sum()) / 1e6:.1f} "
@@ -175,29 +178,6 @@ class FrameFigures:
             "bytes_touched": self._bytes,
             "level_share": self._shares,
         }
-
-
-def _open(path: Place, memory_budget: str | None) -> Checkpoint | StoredCheckpoint:
-    if memory_budget is None:
-        return load_checkpoint(path)
-    opened = open_checkpoint(path)
-    return opened.within(budget_bytes(memory_budget, opened.model_bytes))
-
-
-def render_frame(
-    checkpoint: Checkpoint | StoredCheckpoint, path: CameraPath, frame: int, settings: Config
-) -> RenderedImage:
-    """One frame of a path as pictures and videos show it."""
-    return render_image(
-        checkpoint.model,
-        path.cameras,
-        frame,
-        0,
-        appearance=path.appearance(frame, checkpoint.appearance, checkpoint.scene.train),
-        rays_per_chunk=chunk_rays(settings.eval.chunk_samples, settings.sampler.max_samples),
-        lod_blend=settings.render.lod_blend,
-        workers=available_cores(),
-    )
 
 
 if __name__ == "__main__":

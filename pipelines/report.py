@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from inf_nerf.analysis.findings import examine
 from inf_nerf.config import Config, load_config
 from inf_nerf.errors import InputError
 from inf_nerf.files import write_atomic
@@ -18,9 +19,10 @@ from inf_nerf.places import Place
 from inf_nerf.render.images import Crop, chunk_rays, render_image
 from inf_nerf.render.parallel import available_cores
 from inf_nerf.render.sheet import CELL_WIDTH, SheetRow, evaluation_sheet
-from inf_nerf.report import sections
+from inf_nerf.report import sections, timeline
 from inf_nerf.report.facts import Facts, read_facts
 from inf_nerf.report.page import Section, missing, page, paragraph, picture
+from inf_nerf.report.verdicts import verdicts
 from inf_nerf.scene.photos import read_mask, read_photo
 from inf_nerf.train.evaluation import level_target
 from inf_nerf.train.metrics import image_scores
@@ -66,6 +68,8 @@ def document(facts: Facts) -> str:
         Section("Worst photos", worst_photos(facts)),
         Section("Sheet", sheet(facts)),
         Section("Training", sections.curves(facts)),
+        Section("Time", timeline.time_spent(facts)),
+        Section("Analysis", verdicts(examine(facts.recorded))),
         Section("Data", sections.data(facts)),
         Section("Octree", sections.octree(facts)),
         Section("Nodes of a picture", sections.touched(facts)),

@@ -1,8 +1,9 @@
 """What a training continues from, and what may be different when it does.
 
 Without ``--resume`` a run goes on from its own newest checkpoint, with the configuration that it was begun with.
-``--resume`` allows another training on the same photos, tree and fields, from the newest checkpoint, an earlier one
-(later ones are kept as ``<step>.superseded-<time>``), or one of another run of which this directory has none yet.
+``--resume`` allows another training on the same photos, tree and fields, from the newest checkpoint, the best or an
+earlier one (later ones are kept as ``<step>.superseded-<time>``), or one of another run of which this directory has
+none yet.  A run that was prepared like another one, on more photos, may begin from a checkpoint of that.
 """
 
 import os
@@ -11,26 +12,42 @@ from pathlib import Path
 
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
-from inf_nerf.train.manifest import checkpoints_dir, config_of, latest_checkpoint, read_manifest, verify_files
+from inf_nerf.train.manifest import (
+    best_checkpoint,
+    checkpoints_dir,
+    config_of,
+    latest_checkpoint,
+    read_manifest,
+    verify_files,
+)
 from pipelines import prepare
 
 # keys that may differ between the parts of one run: they do not change what is learned
-OPERATIONAL = ("tracking.", "render.", "eval.", "train.num_workers", "train.cpus_per_worker", "train.gpus_per_worker")
+OPERATIONAL = ("tracking.", "render.", "eval.", "debug.", "monitor.", "profile.")
 OPERATIONAL += (
+    "train.num_workers",
+    "train.cpus_per_worker",
+    "train.gpus_per_worker",
     "train.node_memory_mb",
     "train.turn_steps",
     "field.backend",
     "train.log_every",
     "train.save_",
     "train.keep_",
+    "train.eval_",
+    "train.picture_",
+    "train.profiler",
     "train.max_failures",
     "train.collective_",
     "train.resize_",
 )
 # keys that --resume may change on purpose, for example to train longer, but for those that shape tiles or checkpoints
-RESUMABLE = ("train.", "loss.", "data.", "sampler.")
+RESUMABLE = ("train.", "loss.", "data.", "sampler.", "octree.")
 FIXED = (*prepare.TILE_KEYS, "sampler.occupancy_res")
-REMEDY = "on --resume train, loss, data and sampler keys may change, but not data.tile_size and sampler.occupancy_res"
+REMEDY = (
+    "on --resume train, loss, data and sampler keys and those by which the octree adapts may change, but not "
+    "data.tile_size and sampler.occupancy_res"
+)
 
 
 def starting_point(config: Config, run_dir: Path, resume: str | None) -> Path | None:
@@ -44,9 +61,10 @@ def starting_point(config: Config, run_dir: Path, resume: str | None) -> Path | 
         if newest is not None:
             _refuse_change(config, newest, (), "use another --output-dir, or --resume latest to change the training")
         return newest
-    start = newest if resume == "latest" else Path(resume).resolve()
-    if start is None:
+    if newest is None and resume in ("latest", "best"):
         raise InputError(f"{run_dir} holds no complete checkpoint to resume; leave --resume out to start.")
+    start = newest if resume == "latest" else best_checkpoint(run_dir) if resume == "best" else Path(resume).resolve()
+    assert start is not None
     if not (start / "manifest.json").exists():
         nested = latest_checkpoint(start)
         if nested is None:
@@ -80,9 +98,13 @@ def budget_from(config: Config, start: Path | None) -> tuple[int, float]:
 
 
 def refuse_unfit(start: Path, prepared: prepare.Prepared, run_dir: Path) -> None:
-    """Raise :class:`InputError` where a checkpoint is of other photos or another tree."""
-    if read_manifest(start)["identity"] != prepared.identity:
-        raise InputError(f"{start} belongs to other photos or another tree than {run_dir}; resume a checkpoint of it.")
+    """Raise :class:`InputError` where a checkpoint is of other photos or another tree than the run has, and than those
+    that it was prepared like."""
+    if read_manifest(start)["identity"] not in (prepared.identity, *prepared.ancestors):
+        raise InputError(
+            f"{start} belongs to other photos or another tree than {run_dir}; resume a checkpoint of it, or prepare "
+            "another run with --like."
+        )
 
 
 def set_aside_later(start: Path, run_dir: Path) -> None:
@@ -99,6 +121,8 @@ def _is_own(start: Path, run_dir: Path) -> bool:
 
 def _refuse_change(config: Config, checkpoint: Path, allowed: tuple[str, ...], remedy: str) -> None:
     before, now = config_of(checkpoint, read_manifest(checkpoint)).flat(), config.flat()
+    if now["train.epochs"] is not None and before["train.epochs"] == now["train.epochs"]:
+        allowed = (*allowed, "train.steps")  # which the epochs of the photos will say
     for key, value in now.items():
         may_change = key.startswith(OPERATIONAL + allowed) and not key.startswith(FIXED)
         if before[key] != value and not may_change:

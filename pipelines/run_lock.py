@@ -53,6 +53,18 @@ def at_work(run_dir: Path) -> Iterator[None]:
         yield
 
 
+def is_held(run_dir: Path) -> bool:
+    """Whether a driver is at work in a run, or nobody can say."""
+    try:
+        with open(run_dir / LOCK_FILE) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:  # held, or a storage without locks
+        return True
+    return False
+
+
 def _await_workers(run_dir: Path) -> None:
     """Wait until no worker of a driver that was killed is left."""
     deadline = time.monotonic() + WAIT_SECONDS

@@ -4,7 +4,7 @@
 
     runs/sweep/sweep.yaml     what is swept          journal.jsonl    what became of every trial
                prepared/      scene, octree, tiles   trials/<number>/ a run directory of each trial
-               results.json, results.csv, best.yaml, plots/           (pipelines.sweep_report)
+               results.json, results.csv, best.yaml, plots/           (pipelines.sweeping.report)
 
 The driver (this process) asks for values, starts trials through Tune, stops those that are behind, and writes the
 journal and MLflow.  After its death, however it came, ``--resume`` continues from the journal: trials that ended stay
@@ -27,19 +27,20 @@ from rich.console import Console
 
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
-from pipelines import prepare, sweep_report, synth
-from pipelines.concurrency import max_concurrent, nodes_for_trials, resources_of
-from pipelines.journal import JOURNAL_FILE, Journal, Report, State, Trial, name_of
+from pipelines import prepare, synth
+from pipelines.division import tile_tables
 from pipelines.provenance import provenance
 from pipelines.ray_session import on_cluster, session_cpus, start_ray
 from pipelines.run_lock import run_lock
-from pipelines.space import Scored, with_values
-from pipelines.sweep_file import SWEEP_FILE, Sweep, keep
+from pipelines.sweeping import report
+from pipelines.sweeping.concurrency import max_concurrent, nodes_for_trials, resources_of
+from pipelines.sweeping.journal import JOURNAL_FILE, Journal, Report, State, Trial, name_of
+from pipelines.sweeping.space import Scored, with_values
+from pipelines.sweeping.sweep_file import SWEEP_FILE, Sweep, keep
+from pipelines.sweeping.trial import make_run, run_trial
+from pipelines.sweeping.trial_runs import TrialRuns
+from pipelines.sweeping.tuning import Halving, Recorder, Suggestions, ending
 from pipelines.tracking import Tracker
-from pipelines.train import sigterm_leaves
-from pipelines.trial import make_run, run_trial
-from pipelines.trial_runs import TrialRuns
-from pipelines.tuning import Halving, Recorder, Suggestions, ending
 
 PREPARED_DIR, TRIALS_DIR, TUNE_DIR, CITY_DIR = "prepared", "trials", "ray", "city"
 
@@ -64,7 +65,7 @@ def run(
     if resume and not began:
         raise InputError(f"{sweep_dir} holds no sweep to resume; leave --resume out to begin one.")
     sweep_dir.mkdir(parents=True, exist_ok=True)
-    with run_lock(sweep_dir), sigterm_leaves():
+    with run_lock(sweep_dir):
         journal = Journal(sweep_dir / JOURNAL_FILE)
         num_ended = len(journal.trials) - len(list(journal.unfinished()))
         if began and not resume and num_ended < sweep.space.num_trials:
@@ -76,7 +77,7 @@ def run(
         tracker = Tracker(sweep.config, sweep_dir, {"sweep.trials": str(sweep.space.num_trials)})
         if num_ended >= sweep.space.num_trials and not tracker.unfinished():
             print(f"All {num_ended} trials in {sweep_dir} ended; nothing to train.")
-            sweep_report.write(sweep, journal, sweep_dir)
+            report.write(sweep, journal, sweep_dir)
             return 0
         with tracker:
             found = _prepare(sweep, sweep_dir, data_root, prepared)
@@ -122,6 +123,8 @@ class _Driver:
         self.trials_dir = self.sweep_dir / TRIALS_DIR
         self.runs = TrialRuns(self.trials_dir, self.prepared, self.tracker.run_id)
         self.console = Console(soft_wrap=True)
+        train_tiles = tile_tables(self.sweep_dir / PREPARED_DIR, self.prepared)["train"]
+        self.pixels = int(train_tiles["used"].to_numpy().sum())
 
     def run(self) -> int:
         """All trials that are missing, then the report; returns the exit code."""
@@ -151,7 +154,7 @@ class _Driver:
                 "continues."
             )
             return 128 + (received or [signal.SIGINT])[0]
-        files = sweep_report.write(self.sweep, journal, self.sweep_dir)
+        files = report.write(self.sweep, journal, self.sweep_dir)
         for file in files:
             self.tracker.log_artifact(file)
         return 0
@@ -206,7 +209,7 @@ class _Driver:
         return None
 
     def _make_run(self, number: int, values: dict[str, Any]) -> None:
-        config = trial_config(self.sweep, self.kind, values, f"{self._name()}-{name_of(number)}")
+        config = trial_config(self.sweep, self.kind, values, f"{self._name()}-{name_of(number)}", self.pixels)
         make_run(config, self.sweep_dir / PREPARED_DIR, self.trials_dir / name_of(number))
 
     def _name(self) -> str:
@@ -215,7 +218,7 @@ class _Driver:
     def _on_start(self, number: int) -> None:
         trial = self.journal.trials[number]
         again = f" again from step {trial.step}" if trial.reports else ""
-        self._say(f"trial {name_of(number)} starts{again}: {sweep_report.described(trial.values)}")
+        self._say(f"trial {name_of(number)} starts{again}: {report.described(trial.values)}")
         self.runs.start(trial)
 
     def _on_report(self, number: int, report: Report) -> None:
@@ -249,15 +252,15 @@ def interrupting(received: list[int]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def trial_config(sweep: Sweep, kind: str, values: dict[str, Any], name: str) -> Config:
-    """The configuration of a trial: it saves at every report, and a direct one has no workers."""
-    train, reports = sweep.config.train, sweep.settings.reports
+def trial_config(sweep: Sweep, kind: str, values: dict[str, Any], name: str, pixels: int) -> Config:
+    """The configuration of a trial: it saves at every report, and a direct one has no workers; ``pixels`` are those of
+    the training photos, by which epochs are counted."""
+    reports = sweep.settings.reports
     changes: dict[str, Any] = {**values, "tracking.run_name": name}
-    steps = values.get("train.steps", train.steps)
-    seconds = values.get("train.max_seconds", train.max_seconds)
-    changes["train.save_every"] = math.ceil(steps / reports)
-    if seconds:
-        changes["train.save_seconds"] = seconds / reports
+    train = with_values(sweep.config, changes, "the trial's values").train
+    changes["train.save_every"] = math.ceil(train.steps_for(pixels) / reports)
+    if train.max_seconds:
+        changes["train.save_seconds"] = train.max_seconds / reports
     if kind == "direct":
         changes["train.num_workers"] = 0
     return with_values(sweep.config, changes, "the trial's values")

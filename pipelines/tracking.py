@@ -76,7 +76,7 @@ class Tracker:
             self._set_status("RUNNING")
             self._put(
                 config={key: text(value) for key, value in self._config.flat().items()},
-                tags={"run_dir": str(self._run_dir.absolute()), **self._tags},
+                tags={"run_dir": str(self._run_dir.absolute()), **_said(self._config), **self._tags},
             )
             self._put(text=self._config.to_yaml(), name="config.yaml")
         return self
@@ -248,6 +248,17 @@ class Tracker:
         uri = without_password(self.uri)
         RunReference(uri, tracking.experiment, experiment_id, run_id, "RUNNING", self._tags).write(self._run_dir)
         return run_id
+
+
+def _said(config: Config) -> dict[str, str]:
+    """What the configuration says of the run, as tags."""
+    tracking = config.tracking
+    said = {
+        "mlflow.note.content": tracking.description,
+        "version": tracking.version,
+        "labels": ",".join(tracking.labels),
+    }
+    return {name: value for name, value in said.items() if value}
 
 
 def _is_there(client: "MlflowClient", begun: RunReference, experiment_id: str) -> bool:

@@ -10,8 +10,6 @@ import logging
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -22,28 +20,33 @@ from inf_nerf.errors import InputError
 from inf_nerf.files import write_atomic
 from inf_nerf.train.evaluation import require_test_photos
 from inf_nerf.train.manifest import clear_leftovers, latest_checkpoint, read_manifest, set_aside_damaged
-from pipelines import evaluate, prepare
+from pipelines import evaluate, plot, prepare
 from pipelines.attempts import ATTEMPT, fit
 from pipelines.division import Dealing, describe, division_table, tile_tables
-from pipelines.progress import METRICS_FILE, RowReader, TrainingProgress, forget_rows_after
+from pipelines.progress import METRICS_FILE, Row, RowReader, TrainingProgress, forget_rows_after
 from pipelines.provenance import provenance
 from pipelines.ray_session import session_cpus, start_ray
 from pipelines.resume import refuse_unfit, set_aside_later, starting_point
 from pipelines.run_lock import run_lock
+from pipelines.run_log import facts, run_id, run_log
 from pipelines.tracking import Tracker
-from pipelines.worker import POLL_SECONDS, PROBLEM_FILE, STOP_FILE
+from pipelines.watch import Watch
+from pipelines.worker import PAUSE_FILE, POLL_SECONDS, PROBLEM_FILE, SAVE_FILE, STOP_FILE
+
+EXIT_STOPPED = 3  # by an alert or on request; the same command continues
 
 log = logging.getLogger(__name__)
 
 
 def run(config: Config, run_dir: Path, data_root: Path | None = None, resume: str | None = None) -> int:
-    """Train until the budget is used and evaluate; returns the exit code: 0, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Train until the budget is used and evaluate; returns the exit code: 0, 130 after Ctrl-C, 143 after SIGTERM, 3
+    where an alert or another process stopped it."""
     run_dir = run_dir.absolute()
     if data_root is not None:
         run_dir.mkdir(parents=True, exist_ok=True)
     elif not run_dir.is_dir():
         raise _not_prepared(run_dir)
-    with run_lock(run_dir), sigterm_leaves():
+    with run_lock(run_dir):
         clear_leftovers(run_dir)
         for attempt in (run_dir / "ray").glob(f"{ATTEMPT}*"):
             shutil.rmtree(attempt, ignore_errors=True)
@@ -81,6 +84,8 @@ def _run(config: Config, run_dir: Path, data_root: Path | None, resume: str | No
         refuse_unfit(start, prepared, run_dir)
     dealing = Dealing.of(config, prepared.octree, tile_tables(run_dir, prepared))
     dealing.partition_of(config.train.least_workers)  # raises where the nodes do not fit
+    config = dealing.in_steps(config)
+    tracker = Tracker(config, run_dir)
     num_ranks = config.train.most_workers
     description = describe(config, dealing.partition_of(num_ranks), dealing.tiles(num_ranks)["train"], num_ranks)
     if start is not None:
@@ -99,7 +104,9 @@ def _run(config: Config, run_dir: Path, data_root: Path | None, resume: str | No
             description["turns"],
             config.train.turn_steps,
         )
-    with tracker:
+    with run_log(run_dir, run_id(run_dir)), tracker:
+        step = read_manifest(start)["step"] if start is not None else 0
+        log.info("Training goes from step %d on %d workers.", step, num_ranks, extra=facts(step=step, ranks=num_ranks))
         tracker.set_tags(provenance(config, run_dir, prepared))
         tracker.log_octree(prepared.octree)
         tracker.log_division(description)
@@ -131,8 +138,18 @@ def _conclude(config: Config, run_dir: Path, checkpoint: Path, tracker: Tracker)
     evaluation = evaluate.run(run_dir, config, checkpoint)
     tracker.log_evaluation(evaluation, manifest["step"])
     tracker.log_model(checkpoint, manifest, evaluation.get("psnr0"))
+    if config.tracking.enabled:
+        _draw(run_dir)
     for picture in sorted((run_dir / "pictures").glob("*.png")):
         tracker.log_picture(picture)
+
+
+def _draw(run_dir: Path) -> None:
+    """Make the pictures of how it went; they are no reason for a training to fail."""
+    try:
+        plot.draw(run_dir)
+    except Exception as error:
+        log.warning("The pictures of the training could not be drawn: %s", error)
 
 
 def _not_prepared(run_dir: Path) -> InputError:
@@ -145,7 +162,8 @@ def _fit_and_follow(config: Config, run_dir: Path, dealing: Dealing, start: Path
     Ray would abort the workers on Ctrl-C; from a thread it leaves the signal to us, and the workers save first.
     """
     stop_file = run_dir / STOP_FILE
-    for file in (stop_file, run_dir / PROBLEM_FILE):
+    asked = [run_dir / name for name in (STOP_FILE, PAUSE_FILE, SAVE_FILE, PROBLEM_FILE)]
+    for file in asked:
         file.unlink(missing_ok=True)
     received: list[int] = []
 
@@ -171,32 +189,28 @@ def _fit_and_follow(config: Config, run_dir: Path, dealing: Dealing, start: Path
     thread = threading.Thread(target=work, name="ray-train", daemon=True)
     try:
         thread.start()
-        with TrainingProgress(config, metrics, tracker.log_metrics) as progress:
-            while thread.is_alive():
-                progress.update()
-                thread.join(POLL_SECONDS)
+        with Watch(config, run_dir, tracker.set_tags) as watch:
+
+            def on_rows(rows: list[Row]) -> None:
+                tracker.log_metrics(rows)
+                watch.take(rows)
+
+            with TrainingProgress(config, metrics, on_rows) as progress:
+                while thread.is_alive():
+                    progress.update()
+                    watch.look()
+                    thread.join(POLL_SECONDS)
+        stopped = stop_file.exists()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for file in (stop_file, run_dir / PROBLEM_FILE):
+        for file in asked:
             file.unlink(missing_ok=True)
     if failure:
         raise failure[0]
-    return 128 + received[0] if received and not _is_complete(run_dir) else 0
-
-
-@contextmanager
-def sigterm_leaves() -> Iterator[None]:
-    """Let SIGTERM end the process like Ctrl-C does, with what is open closed and exit code 143."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    if _is_complete(run_dir):
+        return 0
+    return 128 + received[0] if received else EXIT_STOPPED if stopped else 0
 
 
 def _is_complete(run_dir: Path) -> bool:

@@ -121,6 +121,7 @@ def as_checkpoint(scene: Scene, model: PlaneModel) -> Any:
     return SimpleNamespace(
         scene=scene,
         model=model,
+        octree=model.octree,
         mean_colour=torch.tensor([0.5, 0.5, 0.5]),
         node_bytes=torch.tensor([100, 40, 7]),
         appearance=torch.zeros(len(scene.photos), 0),

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from inf_nerf.config import Config, known_keys, load_config
+from inf_nerf.config import Config, load_config
+from inf_nerf.config_file import known_keys
 from inf_nerf.errors import InputError
 
 
@@ -49,6 +50,25 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(
     assert str(path) in message
     assert f"{unknown!r}" in message
     assert nearest in message
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    for text in ("train: {steps: 5}\ndata: {}\ntrain: {lr_init: 0.1}\n", "train:\n  steps: 5\n  steps: 6\n"):
+        with pytest.raises(InputError, match=r"the key '(train|steps)' stands twice, in line 3 again"):
+            load_config(write(tmp_path, text))
+
+
+def test_a_section_without_keys_changes_nothing(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "train:\n#  steps: 5\ntrainer:\nmodel: {octree_config: }\n")) == Config()
+    for text in ("train: 5\n", "trainer: 5\n", "model: {octree_config: 5}\n"):
+        with pytest.raises(InputError, match="is a section of keys, but a int was found"):
+            load_config(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("key", ["train.steps", "train.lr_init", "train.num_workers", "sweep"])
+def test_yes_is_no_number(key: str) -> None:
+    with pytest.raises(InputError, match=key):
+        load_config(overrides=[f"{key}=yes"])
 
 
 @pytest.mark.parametrize(("text", "value"), [("1e-2", 0.01), ("1.e-2", 0.01), ("5e-3", 0.005), ("0.01", 0.01)])
@@ -97,6 +117,8 @@ def test_a_name_that_looks_like_a_number_stays_a_name(tmp_path: Path) -> None:
         ("train.num_workers=[0, 2]", "train.num_workers"),
         ("train.num_workers=[3, 2]", "train.num_workers"),
         ("train.num_workers=[1, 2, 3]", "train.num_workers"),
+        ("train.collective_timeout_seconds=0.9", "train.collective_timeout_seconds"),
+        ("train.node_memory_mb=1e-7", "train.node_memory_mb"),
         ("tracking.experiment=[a]", "tracking.experiment"),
     ],
 )
@@ -114,6 +136,11 @@ def test_values_that_contradict_each_other_are_refused() -> None:
         load_config(overrides=["train.grad_clip=1", "train.shared_every=4"])
     with pytest.raises(InputError, match=r"train.foreign 'exchange' needs sampler.kind 'occupancy', not 'tree'"):
         load_config(overrides=["train.foreign=exchange", "sampler.kind=tree"])
+    for webhook in ("example.org/alerts", "ftp://example.org"):
+        with pytest.raises(InputError, match=r"'monitor.webhook' is not usable: expected an address that begins"):
+            load_config(overrides=[f"monitor.webhook={webhook}"])
+    with pytest.raises(InputError, match=r"'monitor.command' is not usable: No closing quotation"):
+        load_config(overrides=['monitor.command="say \'alert"'])
     with pytest.raises(InputError, match=r"'field'.*base_res \(64\) must not exceed max_res \(32\)"):
         load_config(overrides=["field.base_res=64", "field.max_res=32"])
 
@@ -160,7 +187,7 @@ def test_reading_leaves_the_base_as_it_was() -> None:
 
 
 def test_flat_and_known_keys_agree() -> None:
-    assert list(Config().flat()) == known_keys()
+    assert list(Config().flat()) == known_keys(Config)
 
 
 def test_every_flat_key_can_be_set() -> None:

@@ -12,7 +12,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import inf_nerf
-from inf_nerf.config import Config, known_keys
+from inf_nerf.config import Config
+from inf_nerf.config_file import known_keys
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -74,7 +75,7 @@ def test_config_keys_and_links_of_the_documents_exist() -> None:
     for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         text = path.read_text()
         named = re.findall(rf"`(?:--set )?((?:{'|'.join(Config.model_fields)})\.\w+)", text)
-        assert set(named) <= {*known_keys(), *FILES_LIKE_KEYS}, path
+        assert set(named) <= {*known_keys(Config), *FILES_LIKE_KEYS}, path
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (path.parent / target).exists(), (path, target)
 

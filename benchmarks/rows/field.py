@@ -73,7 +73,7 @@ def adam(nodes: Sequence[int], threads: Sequence[int], limits: Limits) -> Iterat
         field = make_field(count)
         optimiser = NodeAdam(TrainConfig(), field, nn.Parameter(torch.zeros(0)))
         candidates = [
-            Candidate("ours", lambda optimiser=optimiser: optimiser.step(0.0)),
+            Candidate("ours", lambda optimiser=optimiser: optimiser.step(1e-2)),
             Candidate("torch fused, all nodes", _whole_adam(field, "fused")),
             Candidate("torch foreach, all nodes", _whole_adam(field, "foreach")),
         ]

@@ -45,7 +45,7 @@ class PackedStep:
     def step(self, work: Workload) -> None:
         """One training step."""
         self.loss(work).backward()
-        self.optimiser.step(0.0)
+        self.optimiser.step(1e-2)
 
 
 def steps(nodes: Sequence[int], threads: Sequence[int], num_rays: int) -> Iterator[Case]:

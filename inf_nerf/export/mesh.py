@@ -1,38 +1,31 @@
-"""Export a mesh: the surface where a cell of the gsd stops a tenth of the light, as triangles with coloured vertices.
+"""Export a mesh: the surface that the training photos' cameras see of the model, as triangles with coloured vertices.
 
 The crop is divided into blocks of cells that share one layer of grid points, so that the triangles of neighbours meet.
-A field says nothing of what no photo saw, such as the inside of the ground; so only those triangles are kept whose
-corners a training photo sees, and corners get the colour that the photos that face them best see there.
+Marching cubes find where the fused distance to the surface (`inf_nerf.export.fusion`) is zero.  Nothing is known of
+what no camera sees, such as the inside of the ground, so there are no triangles.
 
 Letters: V vertices, F faces.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from inf_nerf.errors import InputError
-from inf_nerf.export.facing import cameras_at, looks_of
+from inf_nerf.export.fusion import Outlook, fused, outlooks
 from inf_nerf.export.optional import needed_for
 from inf_nerf.export.placement import CropBox
 from inf_nerf.export.surface import Rendering
 from inf_nerf.export.unfinished import Progress, Unfinished, no_progress
-from inf_nerf.octree.routing import route
-from inf_nerf.render.model import Model
-from inf_nerf.render.parallel import ordered_map
-from inf_nerf.render.stored_model import StoredModel
 from inf_nerf.scene.cameras import Cameras
 
 Array = NDArray[np.float64]
 Faces = NDArray[np.int64]
 
 BLOCK = 48  # cells to a side
-# opacity of a cell of the gsd at the surface: that of trained ground is spread over some cells, that of air is less
-OPAQUE = 0.1
+REACH = 6.0  # cells around the surface within which distances to it are averaged
 WELD = 256  # places in a cell that vertices of neighbouring blocks are told apart by
 SMALLEST = 200  # faces of a piece that is kept
 VERTEX = np.dtype([("xyz", "<f8", 3), ("rgb", "<f4", 3)])
@@ -76,7 +69,6 @@ def extract_mesh(
     photos: list[int],
     side: float,
     crop: CropBox,
-    footprint_px: float,
     unfinished: Unfinished,
     progress: Progress = no_progress,
 ) -> Mesh:
@@ -86,17 +78,13 @@ def extract_mesh(
     """
     lattice = Lattice.over(*crop.scene_bounds, side)
     blocks = list(lattice.blocks())
-    facing = cameras_at(cameras, photos)
+    views = outlooks(rendering, cameras, photos, side, crop, unfinished, progress)
     for done, (first, cells) in enumerate(blocks):
         progress("blocks", done, len(blocks))
         name = f"blocks/{done:06d}"
         if unfinished.has(name + ".faces.npy"):
             continue
-        found, faces = surface_of(rendering, first, cells, side, footprint_px)
-        rgb, seen = looks_of(rendering, facing, found, faces, side)
-        faces = faces[seen[faces].all(axis=1)]
-        vertices = np.empty(len(found), VERTEX)
-        vertices["xyz"], vertices["rgb"] = found, rgb
+        vertices, faces = surface_of(views, first, cells, side)
         unfinished.save(name + ".vertices.npy", vertices)
         unfinished.save(name + ".faces.npy", faces)  # last: says that both are there
     progress("blocks", len(blocks), len(blocks))
@@ -112,49 +100,27 @@ def extract_mesh(
     return mesh
 
 
-def opacity_of(model: Model, xyz: Tensor, side: float, footprint_px: float) -> Tensor:
-    """Opacity [Q] of a cell of ``side`` around scene positions [Q, 3]; none outside the cube and in empty cells."""
-    result = torch.zeros(len(xyz))
-    index = torch.nonzero((xyz.abs() <= 1).all(dim=1)).squeeze(1)
-    inside = xyz[index]
-    node, _ = route(model.octree, inside, torch.full((len(inside),), side * footprint_px))
-    node, order = torch.sort(node, stable=True)
-    local = model.octree.to_local(inside[order], node)
-    held = torch.nonzero(model.cells.occupied.view(-1)[model.cells.cell_of(local, node)]).squeeze(1)
-    if len(held):
-        sigma, _ = model.field.density(local[held], node[held])
-        result[index[order[held]]] = -torch.expm1(-sigma * side)
-    return result
-
-
-@torch.no_grad()
 def surface_of(
-    rendering: Rendering, first: Array, cells: tuple[int, int, int], side: float, footprint_px: float
-) -> tuple[Array, Faces]:
-    """Vertices [V, 3] in the scene frame and faces [F, 3] of a block."""
+    views: Sequence[Outlook], first: Array, cells: tuple[int, int, int], side: float
+) -> tuple[NDArray[np.void], Faces]:
+    """Vertices [V] of VERTEX, in the scene frame, and faces [F, 3] of a block from grid point ``first`` [3]."""
     with needed_for("A mesh"):
         from skimage.measure import marching_cubes
-    none = np.zeros((0, 3)), np.zeros((0, 3), np.int64)
+    none = np.zeros(0, VERTEX), np.zeros((0, 3), np.int64)
     shape = [count + 1 for count in cells]
     points = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1).reshape(-1, 3) + first
-    xyz = torch.from_numpy(points * side - 1).float()
-    model = rendering.model
-    if isinstance(model, StoredModel):
-        model = model.for_box(xyz.amin(0), xyz.amax(0), side * footprint_px)
-    slabs = xyz.split(1 << 16)
-    opacity = torch.cat(
-        list(
-            ordered_map(
-                torch.no_grad()(lambda slab: opacity_of(model, slab, side, footprint_px)), slabs, rendering.workers
-            )
-        )
-    )
-    volume = opacity.view(*shape).numpy()
-    if not volume.min() < OPAQUE < volume.max():
+    there = fused(views, points * side - 1, REACH * side)
+    ahead, known = there.ahead.reshape(shape), there.known.reshape(shape)
+    if not ahead.min() < 0 < ahead.max():
         return none
-    # from where opacity is low, faces are seen anticlockwise
-    vertices, faces, _, _ = marching_cubes(volume, OPAQUE, gradient_direction="ascent", allow_degenerate=True)
-    return (vertices.astype(np.float64) + first) * side - 1, faces.astype(np.int64)
+    # from where nothing is, faces are seen anticlockwise
+    found, faces, _, _ = marching_cubes(-ahead, 0.0, gradient_direction="ascent", allow_degenerate=True)
+    between = [tuple(end(found).astype(int).T) for end in (np.floor, np.ceil)]  # the grid points of a vertex's edge
+    seen = known[between[0]] & known[between[1]]
+    vertices = np.empty(len(found), VERTEX)
+    vertices["xyz"] = (found.astype(np.float64) + first) * side - 1
+    vertices["rgb"] = fused(views, vertices["xyz"], REACH * side).rgb
+    return vertices, faces[seen[faces].all(axis=1)].astype(np.int64)
 
 
 def welded(parts: list[tuple[NDArray[np.void], Faces]], side: float) -> Mesh:

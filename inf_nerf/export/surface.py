@@ -4,8 +4,8 @@ A pixel's point is where light ends on the average, without what of it ends beyo
 opaque have none, nor have those on the edge of something nearer, whose average lies in the air between.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,24 +64,44 @@ def surface_parts(
     return [unfinished.load(name) for name in names]
 
 
-def photo_cells(rendering: Rendering, cameras: Cameras, photo: int, grid: Grid, crop: CropBox | None) -> Cells:
-    """What one photo sees, rendered with pixels that are no larger than a cell at the median distance or nearer."""
+@dataclass(frozen=True)
+class Sight:
+    """The part of a photo's picture that is rendered, and in which pixels."""
+
+    level: int
+    window: Crop  # pixels of the level
+
+    @property
+    def bands(self) -> Iterator[Crop]:
+        """Its rows, some at a time, from the top."""
+        rows = max(1, BAND // self.window.width)
+        for top in range(self.window.top, self.window.bottom, rows):
+            yield replace(self.window, top=top, bottom=min(self.window.bottom, top + rows))
+
+
+def sight_of(rendering: Rendering, cameras: Cameras, photo: int, side: float, crop: CropBox | None) -> Sight | None:
+    """Where a photo sees something opaque in the crop, in pixels that are no larger than ``side`` at the median
+    distance or nearer; None if it does not."""
     preview = max(0, min(cameras.level_size(photo, 0)).bit_length() - PREVIEW.bit_length())
     width, height = cameras.level_size(photo, preview)
     points = Pixels.of(rendering, cameras, photo, preview, Crop(0, 0, width, height), Crop(0, 0, width, height))
     wanted = points.opaque & (crop.holds(points.xyz, 2 * float(points.footprint.max())) if crop else True)
     if not wanted.any():
-        return reduced([])
+        return None
     finest = float(np.median(points.footprint[wanted])) / 2**preview
-    level = max(0, min(preview, int(np.floor(np.log2(grid.side / finest)))))
-    window = _window(wanted.reshape(height, width), cameras.level_size(photo, level))
-    found, rows = [], max(1, BAND // window.width)
-    for top in range(window.top, window.bottom, rows):
-        band = Crop(window.left, top, window.right, min(window.bottom, top + rows))
-        points = Pixels.of(rendering, cameras, photo, level, band, window)
-        kept = points.opaque & ~points.edge & (np.abs(points.xyz) <= 1).all(axis=1)
-        if crop is not None:
-            kept &= crop.holds(points.xyz)
+    level = max(0, min(preview, int(np.floor(np.log2(side / finest)))))
+    return Sight(level, _window(wanted.reshape(height, width), cameras.level_size(photo, level)))
+
+
+def photo_cells(rendering: Rendering, cameras: Cameras, photo: int, grid: Grid, crop: CropBox | None) -> Cells:
+    """What one photo sees."""
+    sight = sight_of(rendering, cameras, photo, grid.side, crop)
+    if sight is None:
+        return reduced([])
+    found = []
+    for band in sight.bands:
+        points = Pixels.of(rendering, cameras, photo, sight.level, band, sight.window)
+        kept = points.surface & crop.holds(points.xyz) if crop else points.surface
         found.append(grid.cells(points.xyz[kept], points.rgb[kept]))
     return reduced(found)
 
@@ -95,6 +115,11 @@ class Pixels:
     footprint: Array  # [P] scene units
     opaque: NDArray[np.bool_]  # [P]
     edge: NDArray[np.bool_]  # [P]
+
+    @property
+    def surface(self) -> NDArray[np.bool_]:
+        """Whether there is a surface in the root cube that is not the edge of something nearer [P]."""
+        return self.opaque & ~self.edge & (np.abs(self.xyz) <= 1).all(axis=1)
 
     @staticmethod
     def of(rendering: Rendering, cameras: Cameras, photo: int, level: int, crop: Crop, within: Crop) -> "Pixels":

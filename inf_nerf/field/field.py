@@ -8,6 +8,7 @@ says which nodes' slices of it mean anything, so that an untouched node has no g
 import copy
 import hashlib
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
@@ -30,6 +31,9 @@ from inf_nerf.field.heads import (
 NUM_HARMONICS = 16
 PADDED_TO = 16  # the colour head's input is filled up with ones to a multiple of it, as tinycudann does
 TABLE_INIT = 1e-4
+
+# features [Q, L * F], node [Q], then directions [R, 3], appearances [R, A] and rays [Q], density [Q], colour [Q, 3]
+Watch = Callable[[Tensor, Tensor, tuple[Tensor, Tensor, Tensor], Tensor, Tensor], None]
 
 
 def grid_spec(config: FieldConfig) -> GridSpec:
@@ -83,6 +87,7 @@ class Field:
         self._parameters: dict[int, dict[str, nn.Parameter]] = {}
         self._mlp = packed_mlp_reference if self.encoder.name == "torch" else packed_mlp
         self._fused = self.encoder.name == "numba"
+        self.watch: Watch | None = None  # is shown all that :meth:`radiance_of` computes
         if seed is not None:
             for index, key in enumerate(self.keys.tolist()):
                 self.load_state(index, self._initial(seed, key))
@@ -95,6 +100,25 @@ class Field:
         part.tables, part.density_weights, part.colour_weights = part._leaves.values()
         part.touched, part.frozen, part._parameters = self.touched[: len(keys)], self.frozen[: len(keys)], {}
         return part
+
+    def change_nodes(self, keys: Tensor) -> None:
+        """Hold the nodes ``keys`` [M'] from now on, without gradients.  Nodes that were held keep their values, those
+        of others are zero until they are loaded; what :meth:`parameters_of` gave before belongs to nobody."""
+        before, device = {key: index for index, key in enumerate(self.keys.tolist())}, self.frozen.device
+        kept = [(index, before[key]) for index, key in enumerate(keys.tolist()) if key in before]
+        now, then = torch.tensor(kept, dtype=torch.int64, device=device).view(-1, 2).unbind(1)
+        for name, leaf in self._leaves.items():
+            leaf.grad = None  # room for the new values
+            changed = leaf.new_zeros((len(keys), *leaf.shape[1:])).requires_grad_(leaf.requires_grad)
+            changed.data[now] = leaf.detach()[then]
+            if leaf.requires_grad:
+                changed.grad = torch.zeros_like(changed)
+            self._leaves[name] = changed
+        self.tables, self.density_weights, self.colour_weights = self._leaves.values()
+        frozen = self.frozen.new_zeros(len(keys))
+        frozen[now] = self.frozen[then]
+        self.frozen, self.touched = frozen, torch.zeros_like(frozen)
+        self.keys, self._parameters = keys.cpu(), {}
 
     @property
     def num_nodes(self) -> int:
@@ -157,11 +181,15 @@ class Field:
 
             weights = (self.density_weights, self.colour_weights, self.density_sizes, self.colour_sizes)
             given = self.colour_given(direction, appearance)
-            return numba_heads.radiance(
+            sigma, rgb = numba_heads.radiance(
                 features, given, node, ray, *weights, self.density_bias, self.config.appearance_dim
             )
-        sigma, geo = self._density_of(features, bounds)
-        return sigma, self._colour_of(geo, direction, appearance, ray, bounds)
+        else:
+            sigma, geo = self._density_of(features, bounds)
+            rgb = self._colour_of(geo, direction, appearance, ray, bounds)
+        if self.watch is not None:
+            self.watch(features, node, (direction, appearance, ray), sigma, rgb)
+        return sigma, rgb
 
     def colour(
         self,

@@ -81,6 +81,25 @@ class GridSpec:
         return self.num_levels * self.features_per_level
 
 
+def corners_of(
+    spec: GridSpec,
+    level: int,
+    xyz: Tensor,  # [Q, 3] in [0, 1]
+) -> tuple[Tensor, Tensor, Tensor]:  # [Q, 8, 3] int64, [Q, 8], [Q, 8] int64
+    """The vertices around each position on one level, how much each counts there, and its entry of that level."""
+    corners = torch.tensor(CORNERS, device=xyz.device)  # [8, 3]
+    position = xyz * spec.scales[level] + 0.5  # [Q, 3]
+    cell = position.floor()
+    fraction = (position - cell)[:, None, :]  # [Q, 1, 3]
+    weight = torch.where(corners == 1, fraction, 1 - fraction).prod(-1)  # [Q, 8]
+    vertex = cell.long()[:, None, :] + corners  # [Q, 8, 3]
+    if spec.hashed[level]:
+        x, y, z = (vertex[..., axis] * PRIMES[axis] for axis in range(3))
+        return vertex, weight, (x ^ y ^ z) & (spec.sizes[level] - 1)
+    res = spec.resolutions[level]
+    return vertex, weight, (vertex[..., 0] + res * (vertex[..., 1] + res * vertex[..., 2])) % spec.sizes[level]
+
+
 def encode(
     spec: GridSpec,
     table: Tensor,  # [M, P, F]
@@ -95,20 +114,9 @@ def encode(
     """
     entries = table.reshape(-1, spec.features_per_level)  # [M * P, F]
     xyz = xyz.clamp(0, 1)
-    corners = torch.tensor(CORNERS, device=xyz.device)  # [8, 3]
     features = []
     for level in range(spec.num_levels):
-        position = xyz * spec.scales[level] + 0.5  # [Q, 3]
-        cell = position.floor()
-        fraction = (position - cell)[:, None, :]  # [Q, 1, 3]
-        weight = torch.where(corners == 1, fraction, 1 - fraction).prod(-1)  # [Q, 8]
-        vertex = cell.long()[:, None, :] + corners  # [Q, 8, 3]
-        if spec.hashed[level]:
-            x, y, z = (vertex[..., axis] * PRIMES[axis] for axis in range(3))
-            index = (x ^ y ^ z) & (spec.sizes[level] - 1)  # [Q, 8]
-        else:
-            res = spec.resolutions[level]
-            index = (vertex[..., 0] + res * (vertex[..., 1] + res * vertex[..., 2])) % spec.sizes[level]
+        _, weight, index = corners_of(spec, level, xyz)
         row = index + (node * spec.num_entries + spec.offsets[level])[:, None]  # [Q, 8]
         features.append((entries[row] * weight[..., None]).sum(1))  # [Q, F]
     return torch.cat(features, dim=-1)

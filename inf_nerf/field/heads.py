@@ -1,8 +1,8 @@
 """Small networks of many nodes at once, and what they are fed with.
 
-A head is a perceptron without biases, ReLU between its layers, linear at the end; each layer is stored as [in, out] and
-the layers of one node follow each other in a row of ``weights`` [M, W].  Samples are sorted by node, so each node's
-samples are one slice and one small chain of matrix products.
+A head is a perceptron without biases, leaky ReLU between its layers, linear at the end; each layer is stored as
+[in, out] and the layers of one node follow each other in a row of ``weights`` [M, W].  Samples are sorted by node, so
+each node's samples are one slice and one small chain of matrix products.
 """
 
 import math
@@ -11,8 +11,12 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+# Slope of the activation below zero.  With 0, every unit of a colour head can die for a part of its inputs: what lies
+# there stays grey, and no gradient ever reaches it again.
+LEAK = 0.01
 CHUNK = 8192  # rows of one matrix product on the CPU; larger activations leave the cache
 
 
@@ -55,7 +59,7 @@ def packed_mlp_reference(weights: Tensor, x: Tensor, bounds: Tensor, sizes: Sequ
     outputs = []
     for node, hidden in enumerate(x.split(bounds.diff().tolist())):
         for layer in inner:
-            hidden = torch.relu(hidden @ layer[node])
+            hidden = F.leaky_relu(hidden @ layer[node], LEAK)
         outputs.append(hidden @ last[node])
     return torch.cat(outputs)
 
@@ -79,7 +83,7 @@ class _PackedMlp(torch.autograd.Function):
             hidden = [[buffer[:count] for count in rows] for buffer in scratch]
         for node, value, result, *buffers in zip(nodes, x.split(rows), output.split(rows), *hidden, strict=True):
             for layer, buffer in zip(layers[:-1], buffers, strict=True):
-                value = torch.mm(value, layer[node], out=buffer).relu_()
+                value = F.leaky_relu_(torch.mm(value, layer[node], out=buffer), LEAK)
             torch.mm(value, layers[-1][node], out=result)
         return output.to(given)
 
@@ -102,7 +106,7 @@ class _PackedMlp(torch.autograd.Function):
                 elif needs_weights:
                     sinks[depth][node].add_(givens[depth].T @ grad)
                 if depth > 0:
-                    grad = torch.ops.aten.threshold_backward(grad @ layers[depth][node], givens[depth], 0)
+                    grad = torch.ops.aten.leaky_relu_backward(grad @ layers[depth][node], givens[depth], LEAK, True)
                 elif needs_x:
                     torch.mm(grad, layers[0][node], out=result)
                     if needs_weights and result.dtype == torch.float16:  # 0 * inf is NaN, 0 * anything finite is 0

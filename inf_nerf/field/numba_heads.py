@@ -18,7 +18,7 @@ from torch import Tensor
 
 from inf_nerf.field.heads import persistent_gradient
 from inf_nerf.field.numba_jobs import STAMP, ranges, run, run_end
-from inf_nerf.field.vector_code import LANES, SHORT, exponentials, gate, product, relus, sigmoids
+from inf_nerf.field.vector_code import LANES, SHORT, exponentials, gate, leaky_relus, product, sigmoids
 
 CHUNK = 128  # samples whose activations stay in the L2 cache
 RANGE = 2048  # samples of a range
@@ -191,7 +191,7 @@ def _activate(start, n, at, sizes, features, given, ray, density, colour, bias, 
     num_geo = sizes.out - 1
     num_given = sizes.inputs - num_geo
     _layer(n, sizes.features, sizes.inner, features, start * sizes.features, density, own, x.inner)
-    relus(x.inner, 0, n * sizes.inner)
+    leaky_relus(x.inner, 0, n * sizes.inner)
     _layer(n, sizes.inner, sizes.out, x.inner, 0, density, own + second, x.head)
     for q in range(n):
         x.sigma[q] = x.head[q * sizes.out] + bias
@@ -203,9 +203,9 @@ def _activate(start, n, at, sizes, features, given, ray, density, colour, bias, 
         for j in range(num_given):
             x.inputs[line + num_geo + j] = given[row + j]
     _layer(n, sizes.inputs, sizes.hidden, x.inputs, 0, colour, its, x.one)
-    relus(x.one, 0, n * sizes.hidden)
+    leaky_relus(x.one, 0, n * sizes.hidden)
     _layer(n, sizes.hidden, sizes.hidden, x.one, 0, colour, its + third, x.two)
-    relus(x.two, 0, n * sizes.hidden)
+    leaky_relus(x.two, 0, n * sizes.hidden)
 
 
 @cache
@@ -283,7 +283,7 @@ def _kernels() -> tuple[Callable[..., Any], Callable[..., Any]]:
                     grad.seen[q * SHORT + c] = grad_rgb[3 * (start + q) + c] * shade * (np.float32(1) - shade)
             _learn(n, sizes.hidden, SHORT, x.two, 0, grad.seen, outer_grad, 0)
             _back(n, sizes.hidden, 3, grad.seen, SHORT, colour_turned, fourth, sizes.hidden, grad.two, 0)
-            gate(grad.two, x.two, n * sizes.hidden)  # a ReLU lets no gradient through where it was 0
+            gate(grad.two, x.two, n * sizes.hidden)
             _learn(n, sizes.hidden, sizes.hidden, x.one, 0, grad.two, colour_grad, third)
             _back(
                 n, sizes.hidden, sizes.hidden, grad.two, sizes.hidden, colour_turned, third, sizes.hidden, grad.one, 0

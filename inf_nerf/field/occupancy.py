@@ -56,6 +56,36 @@ class Occupancy(Cells):
         self.protected = torch.zeros(num_nodes, resolution**3, dtype=torch.bool, device=device)  # [N, G^3]
         self.free = torch.zeros(num_nodes, resolution**3, dtype=torch.bool, device=device)  # [N, G^3]
 
+    def change_nodes(self, threshold: Tensor, source: Tensor) -> None:
+        """Hold N' nodes of ``threshold`` [N'] from now on: those that ``source`` [N'] had as index before, -1 for new
+        ones, whose cells hold nothing until they are filled.  Call :meth:`refresh` then."""
+        kept = torch.nonzero(source >= 0).squeeze(1)
+        for name in ("density", "protected", "free", "occupied"):
+            before: Tensor = getattr(self, name)
+            changed = before.new_zeros(len(source), before.shape[1])
+            changed[kept] = before[source[kept]]
+            setattr(self, name, changed)
+        self.threshold = threshold.to(self.density.device)
+
+    def inherit(self, node: int, parent: int, corner: Tensor) -> None:
+        """Give the cells of ``node`` what its parent has where they lie: ``corner`` [3] is that of the node's cube in
+        the parent's [0, 1], whose half it is wide.  Density is as much above the threshold as the parent's."""
+        steps = (torch.arange(self.resolution, device=corner.device) + 0.5) / self.resolution
+        above = self.cell(corner + torch.cartesian_prod(steps, steps, steps) / 2)
+        self.density[node] = self.density[parent, above] * (self.threshold[node] / self.threshold[parent])
+        for cells in (self.protected, self.free, self.occupied):
+            cells[node] = cells[parent, above]
+
+    def points_in(self, node: int, count: int, generator: torch.Generator) -> Tensor:
+        """Random points [count, 3] in the node's [0, 1], in its occupied cells if there are any."""
+        g, device = self.resolution, self.density.device
+        cells = torch.nonzero(self.occupied[node]).squeeze(1)
+        if len(cells) == 0:
+            cells = torch.arange(g**3, device=device)
+        chosen = cells[torch.randint(len(cells), (count,), generator=generator).to(device)]
+        corner = torch.stack((chosen // g**2, chosen // g % g, chosen % g), 1)
+        return (corner + torch.rand(count, 3, generator=generator).to(device)) / g
+
     def protect(self, xyz: Tensor, node: Tensor) -> None:
         """Keep the cells around node-local points [P, 3] of nodes [P] occupied whatever the field says."""
         offsets = torch.tensor([-1.0, 0.0, 1.0]) * (0.5 / self.resolution)

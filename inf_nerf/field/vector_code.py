@@ -15,6 +15,8 @@ from numba.core import cgutils, config
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
+from inf_nerf.field.heads import LEAK
+
 # Numbers of one vector: what a register holds, at least eight (LLVM splits a vector where registers are shorter).
 _IS_HOST = config.CPU_NAME in (None, "host")  # pyright: ignore[reportAttributeAccessIssue]
 _TARGET = config.CPU_FEATURES or (get_host_cpu_features() if _IS_HOST else "")  # pyright: ignore[reportAttributeAccessIssue]
@@ -204,7 +206,8 @@ def _elementwise(code: Callable[..., Any]) -> Any:
 
 
 def _gate(typing: Any, values: Any, gates: Any, count: Any) -> Any:
-    """Zero ``values`` where ``gates`` is not positive, both from their first number on, in whole vectors."""
+    """The gradient of :data:`leaky_relus`: ``values`` times LEAK where their result ``gates`` is not positive, both
+    from their first number on, in whole vectors."""
     signature = types.void(values, gates, types.int64)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -213,7 +216,25 @@ def _gate(typing: Any, values: Any, gates: Any, count: Any) -> Any:
         with vectors(builder, arguments[2]) as at:
             place = builder.gep(values, [at])
             is_open = builder.fcmp_ordered(">", load(builder, builder.gep(gates, [at]), 0, WHOLE), zero)
-            store(builder, builder.select(is_open, load(builder, place, 0, WHOLE), zero), place, 0)
+            value = load(builder, place, 0, WHOLE)
+            store(builder, builder.select(is_open, value, builder.fmul(value, constant(WHOLE, LEAK))), place, 0)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _move(typing: Any, source: Any, source_first: Any, target: Any, target_first: Any, count: Any) -> Any:
+    """Copy ``count`` numbers in whole vectors: up to LANES - 1 numbers behind the last are copied too."""
+    index = types.int64
+    signature = types.void(source, index, target, index, index)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, target = (
+            builder.gep(data_of(context, builder, signature, arguments, place), [arguments[place + 1]])
+            for place in (0, 2)
+        )
+        with vectors(builder, arguments[4]) as at:
+            store(builder, load(builder, builder.gep(source, [at]), 0, WHOLE), builder.gep(target, [at]), 0)
         return context.get_dummy_value()
 
     return signature, generate
@@ -253,9 +274,10 @@ def _logistic(builder: Any, x: Any) -> Any:
     return builder.fdiv(one, builder.fadd(one, _exponential(builder, negative)))
 
 
-def _positive(builder: Any, x: Any) -> Any:
-    """max(x, 0)."""
-    return _limit(builder, x, 0.0, "<")
+def _leaky(builder: Any, x: Any) -> Any:
+    """max(x, LEAK x)."""
+    low = builder.fmul(x, constant(x.type, LEAK))
+    return builder.select(builder.fcmp_ordered(">", x, low), x, low)
 
 
 def _limit(builder: Any, x: Any, limit: float, beyond: str) -> Any:
@@ -302,5 +324,6 @@ def i64(value: int) -> ir.Constant:
 apply: Any = intrinsic(prefer_literal=True)(_apply)
 exponentials: Any = _elementwise(_exponential)
 sigmoids: Any = _elementwise(_logistic)
-relus: Any = _elementwise(_positive)
+leaky_relus: Any = _elementwise(_leaky)
 gate: Any = intrinsic(_gate)
+move: Any = intrinsic(_move)

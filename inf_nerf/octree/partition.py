@@ -5,6 +5,7 @@ too heavy for one rank is cut, its root becomes shared and its children are deal
 load of its nodes and W alone.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inf_nerf.errors import InputError
-from inf_nerf.octree.topology import BACKGROUND_KEY, ROOT_KEY, Octree, key_level, key_name, key_of
+from inf_nerf.octree.topology import BACKGROUND_KEY, ROOT_KEY, Octree, is_below, key_level, key_name, key_of
 
 # what a rank may reach, in parts of 1/W of the whole, so that its subtrees are neighbours and few are cut
 SLACK = 1.15  # of the load
@@ -51,6 +52,21 @@ class Partition:
     def octree(self, octree: Octree, rank: int) -> Octree:
         """The part of ``octree`` that ``rank`` trains: the shared nodes and its own; the rest is FOREIGN."""
         return octree.restrict(self.shared | self.owned[rank])
+
+    def over(self, prepared: Octree, tree: Octree) -> "Partition":
+        """This partition of ``prepared`` for the complete ``tree`` that became of it: a node belongs to whom it
+        belonged, and one that was added to whoever trains its parent."""
+        owner = dict.fromkeys(self.shared, SHARED)
+        owner |= {key: rank for rank, keys in enumerate(self.owned) for key in keys}
+        known = set(prepared.keys.tolist())
+        held: dict[int, int] = {BACKGROUND_KEY: SHARED}
+        for key in tree.keys.tolist():  # parents first
+            whose = owner.get(key) if key in known else held.get(key >> 3)
+            if whose is not None:  # else it is beyond the branch that is trained
+                held[key] = whose
+        owned = [frozenset(key for key, rank in held.items() if rank == each) for each in range(self.num_ranks)]
+        roots = [tuple(key for key in mine if key in held) for mine in self.roots]
+        return Partition(frozenset(key for key, rank in held.items() if rank == SHARED), tuple(owned), tuple(roots))
 
     def owners_of(self, keys: Tensor) -> Tensor:
         """Rank that owns each node (int64 keys of any shape), SHARED (-1) for shared nodes and the background.
@@ -138,6 +154,25 @@ def branch(octree: Octree, name: str, num_parts: int, shared_upper_levels: int) 
         )
     levels = max(1, shared_upper_levels, key_level(key) + (num_parts > 1))
     return octree.restrict({*path, *octree.subtree_keys(key)}), num_parts, levels
+
+
+def subtrees_after(octree: Octree, before: Mapping[int, int], name: str, now: Mapping[int, int]) -> dict[int, int]:
+    """Who trained each subtree of a tree of which the branch of the node ``name`` was trained again.
+
+    ``before`` is the part that trained each subtree, by the key of its root, and ``now`` that of those in the branch.
+    Their parts count on from the others: nothing beyond the branch was at hand when it was trained, so its borders are
+    seams whoever trained their other side.  A subtree that held the branch falls into what is left around it.
+    """
+    root, known = key_of(name), set(octree.keys.tolist())
+    path = [root >> 3 * up for up in range(key_level(root) + 1)]  # upwards
+    others = {key: part for key, part in before.items() if not bool(is_below(torch.tensor(key), root))}
+    held = next((up for up, key in enumerate(path) if key in others), 0)
+    if held:
+        part = others.pop(path[held])
+        around = {above << 3 | octant for above in path[1 : held + 1] for octant in range(8)} - set(path)
+        others |= dict.fromkeys(around & known, part)
+    first = 1 + max(others.values(), default=-1)
+    return dict(sorted((others | {key: first + part for key, part in now.items()}).items()))
 
 
 @dataclass(frozen=True)

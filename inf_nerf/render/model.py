@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from inf_nerf.config import Config
+from inf_nerf.diagnose.profiler import section
 from inf_nerf.field.field import Field
 from inf_nerf.field.occupancy import Cells, Occupancy
 from inf_nerf.octree.routing import route
@@ -223,17 +224,20 @@ class Model:
         if torch.is_grad_enabled():
             if lod_blend:
                 raise ValueError(f"lod_blend is {lod_blend}, but levels are not mixed while gradients are recorded")
-            lit = self.lit_samples(rays, generator)
+            with section("sample"):
+                lit = self.lit_samples(rays, generator)
             if generator is not None:
                 self.adapt_steps(len(lit.samples), len(rays))
-            found, weights = shaded(lit, self.octree, self.field, rays.direction, looks)
+            with section("field"):
+                found, weights = shaded(lit, self.octree, self.field, rays.direction, looks)
             samples = lit.samples
         else:
             found = self.foreground(rays, looks, generator, lod_blend)
         enter, leave = cube_span(rays, self.config.sampler.near, self.box)
         leave = torch.where(leave > enter, leave, torch.zeros_like(leave))
         light = found.light.detach()
-        behind, beyond = self.behind(rays, looks, leave, light, generator)
+        with section("background"):
+            behind, beyond = self.behind(rays, looks, leave, light, generator)
         # no field answers behind the ground: there the backdrop shows
         behind = torch.where(beyond[:, None], behind, self.backdrop if backdrop is None else backdrop)
         opacity = 1 - found.light

@@ -13,18 +13,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numba import njit
+from numba.misc.special import literally
 from torch import Tensor
 
 from inf_nerf.field.field import Field
 from inf_nerf.field.numba_grid import levels_of
-from inf_nerf.field.numba_jobs import STAMP, parts, ranges, run
+from inf_nerf.field.numba_jobs import STAMP, UNCOUNTED, parts, ranges, run
 from inf_nerf.field.occupancy import Cells
-from inf_nerf.field.vector_code import LANES, apply, relus, sigmoids
+from inf_nerf.field.vector_code import LANES, apply, leaky_relus, move
 from inf_nerf.field.vector_grid import CORNERS, PIECE, fetch, find_level_corners
 from inf_nerf.octree.topology import Octree
 from inf_nerf.render.compositing import DARK, OPAQUE_DEPTH
 from inf_nerf.render.empty_space import EmptySpace
 from inf_nerf.render.foreground import ENDLESS, INVISIBLE, Foreground, LitSamples
+from inf_nerf.render.numba_colour import add_colour, colour_the_rest, nobody_waits
 from inf_nerf.render.numba_space import Grids, Tree, is_occupied, local, may_hold, neighbour, route
 from inf_nerf.render.sampling import STEPS_PER_INTERVAL, THIN, BackgroundSamples, Part, Steps
 
@@ -141,24 +143,16 @@ class _Room(NamedTuple):
     rows: np.ndarray
     shares: np.ndarray
     inner: np.ndarray
-    geo: np.ndarray
     base: np.ndarray  # what direction and appearance of a ray add to the first hidden layer of colour
-    one: np.ndarray
-    two: np.ndarray
-    rgb: np.ndarray
 
 
 @njit
-def _room(density_hidden, num_geo, hidden):
+def _room(density_hidden, hidden):
     return _Room(
         np.empty(CORNERS * PIECE, np.uint32),
         np.empty(CORNERS * PIECE, np.float32),
         np.empty(density_hidden + LANES, np.float32),
-        np.empty(num_geo + LANES, np.float32),
-        np.empty(hidden, np.float32),
         np.empty(hidden + LANES, np.float32),
-        np.empty(hidden + LANES, np.float32),
-        np.empty(LANES, np.float32),
     )
 
 
@@ -166,31 +160,16 @@ def _room(density_hidden, num_geo, hidden):
 def _density(x, y, z, node, per_level, wide, hidden, out, levels, weights, room, features, head):
     """Density at a local position in a node; leaves its features and the density head's output behind."""
     _encode(x, y, z, node, per_level, levels, weights, room.rows, room.shares, features)
-    apply(wide, hidden, weights.density[node], 0, features, room.inner)
-    relus(room.inner, 0, hidden)
-    apply(hidden, out, weights.density[node], wide * hidden, room.inner, head)
+    first = node * weights.density.shape[1]
+    apply(wide, hidden, weights.density, first, features, room.inner)
+    leaky_relus(room.inner, 0, hidden)
+    apply(hidden, out, weights.density, first + wide * hidden, room.inner, head)
     return np.exp(head[0] + weights.bias)
 
 
 @njit(inline="always")
 def _add_base(node, num_geo, num_given, hidden, given, weights, room):
-    apply(num_given, hidden, weights.colour[node], num_geo * hidden, given, room.base)
-
-
-@njit(inline="always")
-def _colour(node, num_geo, num_given, hidden, head, weights, room):
-    """The colour behind a density head's output, in ``room.rgb``; :func:`_add_base` comes first."""
-    for i in range(num_geo):
-        room.geo[i] = head[i + 1]
-    sigmoids(room.geo, 0, num_geo)
-    second = (num_geo + num_given) * hidden
-    apply(num_geo, hidden, weights.colour[node], 0, room.geo, room.one)
-    for i in range(hidden):
-        room.one[i] = max(room.one[i] + room.base[i], np.float32(0))
-    apply(hidden, hidden, weights.colour[node], second, room.one, room.two)
-    relus(room.two, 0, hidden)
-    apply(hidden, 3, weights.colour[node], second + hidden * hidden, room.two, room.rgb)
-    sigmoids(room.rgb, 0, 3)
+    apply(num_given, hidden, weights.colour, node * weights.colour.shape[1] + num_geo * hidden, given, room.base)
 
 
 @njit(inline="always")
@@ -235,6 +214,129 @@ def _grown(array, count, room):
     return larger
 
 
+# Sizes arrive as literals, as if they were written here.  In a closure of `_kernels` they would be constants as well,
+# but numba's key of what is on disk would hold a compiled function's random id, and no process would find it again.
+@njit(**UNCOUNTED)
+def _gather(
+    first, last, count, rays, tree, grids, levels, weights, shared, drawn, own, head, found,
+    per_level, wide, density_hidden, density_out,
+):  # fmt: skip
+    """Append the samples of rays from ``first`` on to the ``count`` that are found, until there is no room for
+    those of another: the first ray that was not followed, and the count."""
+    _ = literally(per_level), literally(wide), literally(density_hidden), literally(density_out)
+    ray, t, node, foreign, ends, density, features = found
+    for r in range(first, last):
+        num_intervals, interval_growth, interval_share, growth, step_share, start = _pace(r, rays)
+        if count + num_intervals * STEPS_PER_INTERVAL > len(ray):
+            return r, count
+        answers_shared = len(drawn) == 0 or drawn[r]
+        at, depth, interval, mip, next_begin = -1, 0.0, 0, 0, rays.enter[r]
+        while depth < DARK:
+            held, begin, interval, next_begin, mip = _next_interval(
+                r, interval, next_begin, mip, num_intervals, interval_growth, interval_share, rays, grids
+            )
+            if not held:
+                break
+            distance = begin * start
+            for _ in range(STEPS_PER_INTERVAL):
+                if distance >= rays.leave[r]:
+                    break
+                x, y, z = _position(r, distance, rays)
+                at, stands_in = route(x, y, z, distance * rays.radius[r], at, tree)
+                x, y, z = local(x, y, z, at, tree)
+                mine = len(drawn) == 0 or not (stands_in or (shared[at] and not answers_shared))
+                if mine and is_occupied(x, y, z, at, grids):
+                    sigma = _density(
+                        x, y, z, at, per_level, wide, density_hidden, density_out, levels, weights, own,
+                        features[count], head,
+                    )  # fmt: skip
+                    depth += min(sigma * (distance * step_share), OPAQUE_DEPTH)
+                    ray[count], t[count], node[count], foreign[count] = r, distance, at, stands_in
+                    density[count], ends[count] = sigma, depth >= DARK
+                    count += 1
+                    if depth >= DARK:
+                        break
+                distance *= growth
+    return last, count
+
+
+@njit(**UNCOUNTED)
+def _follow(
+    first, last, rays, tree, grids, levels, weights, given, lod_blend,
+    own, features, head, second_head, waiting, result, rgb, share, touched,
+    per_level, wide, density_hidden, density_out, num_geo, num_given, hidden,
+):  # fmt: skip
+    """Add up what rays first to last see, but for the colours that still wait; the number of samples."""
+    _ = literally(per_level), literally(wide), literally(density_hidden), literally(density_out)
+    _ = literally(num_geo), literally(num_given), literally(hidden)
+    count = 0
+    for r in range(first, last):
+        num_intervals, interval_growth, interval_share, growth, step_share, start = _pace(r, rays)
+        out = result[r - first]
+        base_of, depth, light = -1, 0.0, 1.0
+        at, interval, mip, next_begin = -1, 0, 0, rays.enter[r]
+        while depth < DARK:
+            held, begin, interval, next_begin, mip = _next_interval(
+                r, interval, next_begin, mip, num_intervals, interval_growth, interval_share, rays, grids
+            )
+            if not held:
+                break
+            distance = begin * start
+            for _ in range(STEPS_PER_INTERVAL):
+                if distance >= rays.leave[r] or depth >= DARK:
+                    break
+                x, y, z = _position(r, distance, rays)
+                footprint = distance * rays.radius[r]
+                at, stands_in = route(x, y, z, footprint, at, tree)
+                a, b, c = local(x, y, z, at, tree)
+                if not is_occupied(a, b, c, at, grids):
+                    distance *= growth
+                    continue
+                count += 1
+                touched[at] = True
+                second, mix = at, np.float32(0)
+                if lod_blend > 0:
+                    second, mix = neighbour(x, y, z, footprint, at, lod_blend, tree)
+                sigma, second_sigma = np.float32(0), np.float32(0)
+                for turn in range(2 if mix > 0 else 1):  # the second node first, so that `head` is `at`'s own
+                    which = second if turn == 0 and mix > 0 else at
+                    a, b, c = local(x, y, z, which, tree)
+                    sigma = _density(
+                        a, b, c, which, per_level, wide, density_hidden, density_out, levels, weights, own,
+                        features, head,
+                    )  # fmt: skip
+                    if turn == 0 and mix > 0:
+                        touched[second] = True
+                        second_sigma = sigma * mix
+                        move(head, 0, second_head, 0, density_out)
+                sigma *= np.float32(1) - mix
+                total = sigma + second_sigma
+                depth += min(total * (distance * step_share), OPAQUE_DEPTH)
+                if depth >= DARK:
+                    depth += OPAQUE_DEPTH  # all the light that is left ends here
+                behind = np.exp(-depth)
+                weight = np.float32(light - behind)
+                light = behind
+                if weight > INVISIBLE:
+                    for turn in range(2 if mix > 0 else 1):
+                        which, answer = (second, second_head) if turn == 0 and mix > 0 else (at, head)
+                        if which != base_of:
+                            _add_base(which, num_geo, num_given, hidden, given[r], weights, own)
+                            base_of = which
+                        part = weight
+                        if mix > 0:
+                            part *= (second_sigma if turn == 0 else sigma) / max(total, np.float32(1e-20))
+                        add_colour(which, r - first, part, answer, own.base, num_geo, hidden, weights, waiting, rgb)
+                out[3] += weight * distance
+                out[4] += weight * tree.level[at]
+                if stands_in:
+                    out[5] += weight
+                share[at] += weight
+                distance *= growth
+        out[6] = light
+    return count
+
+
 @cache
 def _kernels(
     per_level: int, density_sizes: tuple[int, ...], colour_sizes: tuple[int, ...]
@@ -252,43 +354,21 @@ def _kernels(
         ray, t, node = np.empty(room, np.int64), np.empty(room, np.float32), np.empty(room, np.int64)
         foreign, ends = np.empty(room, np.bool_), np.empty(room, np.bool_)
         density, features = np.empty(room, np.float32), np.empty((room, wide), np.float32)
-        own, head = _room(density_hidden, num_geo, hidden), np.empty(density_out, np.float32)
-        count = 0
-        for r in range(first, last):
-            num_intervals, interval_growth, interval_share, growth, step_share, start = _pace(r, rays)
-            if count + num_intervals * STEPS_PER_INTERVAL > room:  # as much room as this ray can need
-                room = room + room // 2 + num_intervals * STEPS_PER_INTERVAL
-                ray, t, node = _grown(ray, count, room), _grown(t, count, room), _grown(node, count, room)
-                foreign, ends = _grown(foreign, count, room), _grown(ends, count, room)
-                density, features = _grown(density, count, room), _grown(features, count, room)
-            answers_shared = len(drawn) == 0 or drawn[r]
-            at, depth, interval, mip, next_begin = -1, 0.0, 0, 0, rays.enter[r]
-            while depth < DARK:
-                held, begin, interval, next_begin, mip = _next_interval(
-                    r, interval, next_begin, mip, num_intervals, interval_growth, interval_share, rays, grids
-                )
-                if not held:
-                    break
-                distance = begin * start
-                for _ in range(STEPS_PER_INTERVAL):
-                    if distance >= rays.leave[r]:
-                        break
-                    x, y, z = _position(r, distance, rays)
-                    at, stands_in = route(x, y, z, distance * rays.radius[r], at, tree)
-                    x, y, z = local(x, y, z, at, tree)
-                    mine = len(drawn) == 0 or not (stands_in or (shared[at] and not answers_shared))
-                    if mine and is_occupied(x, y, z, at, grids):
-                        sigma = _density(
-                            x, y, z, at, per_level, wide, density_hidden, density_out, levels, weights, own,
-                            features[count], head,
-                        )  # fmt: skip
-                        depth += min(sigma * (distance * step_share), OPAQUE_DEPTH)
-                        ray[count], t[count], node[count], foreign[count] = r, distance, at, stands_in
-                        density[count], ends[count] = sigma, depth >= DARK
-                        count += 1
-                        if depth >= DARK:
-                            break
-                    distance *= growth
+        own, head = _room(density_hidden, hidden), np.empty(density_out + LANES, np.float32)
+        at, count = first, 0
+        while True:
+            found = ray, t, node, foreign, ends, density, features
+            at, count = _gather(
+                at, last, count, rays, tree, grids, levels, weights, shared, drawn, own, head, found,
+                per_level, wide, density_hidden, density_out,
+            )  # fmt: skip
+            if at == last:
+                break
+            num_intervals, _, _, _, _, _ = _pace(at, rays)
+            room = room + room // 2 + num_intervals * STEPS_PER_INTERVAL  # as much as the next ray can need, and more
+            ray, t, node = _grown(ray, count, room), _grown(t, count, room), _grown(node, count, room)
+            foreign, ends = _grown(foreign, count, room), _grown(ends, count, room)
+            density, features = _grown(density, count, room), _grown(features, count, room)
         return (
             ray[:count], t[:count], node[:count], foreign[:count], ends[:count], density[:count], features[:count]
         )  # fmt: skip
@@ -297,86 +377,28 @@ def _kernels(
     def seen(first, last, rays, tree, grids, levels, weights, given, lod_blend):
         """Per ray [7]: colour, distance, level, foreign, light left; per node: share, touched; samples."""
         _ = stamp
-        result = np.zeros((last - first, 7), np.float32)
+        result, rgb = np.zeros((last - first, 7), np.float32), np.zeros((last - first, 3))
+        waiting = nobody_waits(len(tree.gsd), num_geo, hidden)
         share, touched = np.zeros(len(tree.gsd)), np.zeros(len(tree.gsd), np.bool_)
-        own, features = _room(density_hidden, num_geo, hidden), np.empty(wide, np.float32)
-        head, second_head = np.empty(density_out, np.float32), np.empty(density_out, np.float32)
-        count = 0
-        for r in range(first, last):
-            num_intervals, interval_growth, interval_share, growth, step_share, start = _pace(r, rays)
-            out = result[r - first]
-            base_of, depth, light = -1, 0.0, 1.0
-            at, interval, mip, next_begin = -1, 0, 0, rays.enter[r]
-            while depth < DARK:
-                held, begin, interval, next_begin, mip = _next_interval(
-                    r, interval, next_begin, mip, num_intervals, interval_growth, interval_share, rays, grids
-                )
-                if not held:
-                    break
-                distance = begin * start
-                for _ in range(STEPS_PER_INTERVAL):
-                    if distance >= rays.leave[r] or depth >= DARK:
-                        break
-                    x, y, z = _position(r, distance, rays)
-                    footprint = distance * rays.radius[r]
-                    at, stands_in = route(x, y, z, footprint, at, tree)
-                    a, b, c = local(x, y, z, at, tree)
-                    if not is_occupied(a, b, c, at, grids):
-                        distance *= growth
-                        continue
-                    count += 1
-                    touched[at] = True
-                    second, mix = at, np.float32(0)
-                    if lod_blend > 0:
-                        second, mix = neighbour(x, y, z, footprint, at, lod_blend, tree)
-                    sigma, second_sigma = np.float32(0), np.float32(0)
-                    for turn in range(2 if mix > 0 else 1):  # the second node first, so that `head` is `at`'s own
-                        which = second if turn == 0 and mix > 0 else at
-                        a, b, c = local(x, y, z, which, tree)
-                        sigma = _density(
-                            a, b, c, which, per_level, wide, density_hidden, density_out, levels, weights, own,
-                            features, head,
-                        )  # fmt: skip
-                        if turn == 0 and mix > 0:
-                            touched[second] = True
-                            second_sigma = sigma * mix
-                            second_head[:] = head
-                    sigma *= np.float32(1) - mix
-                    total = sigma + second_sigma
-                    depth += min(total * (distance * step_share), OPAQUE_DEPTH)
-                    if depth >= DARK:
-                        depth += OPAQUE_DEPTH  # all the light that is left ends here
-                    behind = np.exp(-depth)
-                    weight = np.float32(light - behind)
-                    light = behind
-                    if weight > INVISIBLE:
-                        for turn in range(2 if mix > 0 else 1):
-                            which, answer = (second, second_head) if turn == 0 and mix > 0 else (at, head)
-                            if which != base_of:
-                                _add_base(which, num_geo, num_given, hidden, given[r], weights, own)
-                                base_of = which
-                            _colour(which, num_geo, num_given, hidden, answer, weights, own)
-                            part = weight
-                            if mix > 0:
-                                part *= (second_sigma if turn == 0 else sigma) / max(total, np.float32(1e-20))
-                            for i in range(3):
-                                out[i] += part * own.rgb[i]
-                    out[3] += weight * distance
-                    out[4] += weight * tree.level[at]
-                    if stands_in:
-                        out[5] += weight
-                    share[at] += weight
-                    distance *= growth
-            out[6] = light
+        own, features = _room(density_hidden, hidden), np.empty(wide, np.float32)
+        head, second_head = np.empty(density_out + LANES, np.float32), np.empty(density_out + LANES, np.float32)
+        count = _follow(
+            first, last, rays, tree, grids, levels, weights, given, lod_blend,
+            own, features, head, second_head, waiting, result, rgb, share, touched,
+            per_level, wide, density_hidden, density_out, num_geo, num_given, hidden,
+        )  # fmt: skip
+        colour_the_rest(num_geo, hidden, weights, waiting, rgb)
+        result[:, :3] = rgb
         return result, share, touched, count
 
     @njit(nogil=True, cache=True)
     def behind(first, last, xyz, delta, node, levels, weights, given):
         """Colours [R, 3] of rays first to last from their samples in one node, until their light ends."""
         _ = stamp
-        result = np.zeros((last - first, 3), np.float32)
-        own, features = _room(density_hidden, num_geo, hidden), np.empty(wide, np.float32)
-        head = np.empty(density_out, np.float32)
+        rgb = np.zeros((last - first, 3))
+        waiting = nobody_waits(len(weights.colour), num_geo, hidden)
+        own, features = _room(density_hidden, hidden), np.empty(wide, np.float32)
+        head = np.empty(density_out + LANES, np.float32)
         for r in range(first, last):
             depth, light, is_new = 0.0, 1.0, True
             for k in range(xyz.shape[1]):
@@ -392,11 +414,10 @@ def _kernels(
                     if is_new:
                         _add_base(node, num_geo, num_given, hidden, given[r], weights, own)
                         is_new = False
-                    _colour(node, num_geo, num_given, hidden, head, weights, own)
-                    for i in range(3):
-                        result[r - first, i] += weight * own.rgb[i]
+                    add_colour(node, r - first, weight, head, own.base, num_geo, hidden, weights, waiting, rgb)
                 if depth >= DARK:
                     break
-        return result
+        colour_the_rest(num_geo, hidden, weights, waiting, rgb)
+        return rgb.astype(np.float32)
 
     return lit, seen, behind

@@ -113,16 +113,3 @@ def working_set(octree: Octree, bundles: Bundles, lod_blend: float = 0.0, *, nea
         accepted = candidate[asked]
         found.append(accepted)
     return torch.cat(found)
-
-
-def nodes_in_box(octree: Octree, low: Tensor, high: Tensor, footprint: float) -> Tensor:
-    """Nodes [n] int64, ascending, that positions in the box ``low`` to ``high`` [3] can ask at a (routed) footprint."""
-    accepted = torch.zeros(1, dtype=torch.int64)
-    found = [accepted]
-    while len(accepted):
-        child = octree.children[accepted[footprint < octree.gsd[accepted].cpu()]].cpu()
-        candidate = child[child >= 0]
-        centre, half = octree.centre[candidate].cpu(), octree.half[candidate, None].cpu()
-        accepted = candidate[((centre - half <= high + SLACK) & (centre + half >= low - SLACK)).all(dim=1)]
-        found.append(accepted)
-    return torch.sort(torch.cat(found)).values

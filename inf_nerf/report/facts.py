@@ -5,16 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from inf_nerf.analysis.recorded import Recorded, Row, is_number, read_recorded
 from inf_nerf.config import Config
+from inf_nerf.diagnose.profiler import profile_file
 from inf_nerf.errors import InputError
 from inf_nerf.places import Place
 from inf_nerf.scene.scene import DESCRIPTION, Scene
 from inf_nerf.train.manifest import latest_checkpoint
 from inf_nerf.train.opened import OpenCheckpoint, open_checkpoint
 
-METRICS, EVALUATION, SHEET, TRACKED = "metrics.jsonl", "eval.json", "pictures/eval_sheet.png", "mlflow_run.json"
-
-Row = dict[str, Any]
+EVALUATION, SHEET, TRACKED = "eval.json", "pictures/eval_sheet.png", "mlflow_run.json"
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,20 @@ class Facts:
     scene: Scene
     checkpoint: OpenCheckpoint | None  # the newest; None before the first save
     config: Config
-    rows: list[Row] = field(default_factory=list)  # of metrics.jsonl
+    recorded: Recorded  # rows of metrics.jsonl and what the processes said
     evaluation: dict[str, Any] | None = None  # eval.json
     sheet: bytes | None = None  # PNG of the evaluation
     origin: dict[str, str] = field(default_factory=dict)  # where the training comes from, as it was tracked
+    profiles: list[dict[str, Any]] = field(default_factory=list)  # of each worker, where its time went
+
+    @property
+    def rows(self) -> list[Row]:
+        """Rows of metrics.jsonl."""
+        return self.recorded.rows
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
         """Steps and values of a number in the rows that have it."""
-        found = [(row["step"], row[key]) for row in self.rows if _is_number(row.get(key))]
+        found = [(row["step"], row[key]) for row in self.rows if is_number(row.get(key))]
         return [float(step) for step, _ in found], [float(value) for _, value in found]
 
     def last(self, key: str) -> float | None:
@@ -53,24 +59,20 @@ def read_facts(run_dir: Place, config: Config) -> Facts:
         scene=Scene.load(run_dir),
         checkpoint=open_checkpoint(newest) if newest is not None else None,
         config=config,
-        rows=_rows(_bytes(run_dir / METRICS)),
+        recorded=read_recorded(run_dir),
         evaluation=_json(run_dir / EVALUATION),
         sheet=_bytes(run_dir / SHEET) or None,
         origin={key: str(value) for key, value in tags.items()} if isinstance(tags, Mapping) else {},
+        profiles=_profiles(run_dir),
     )
 
 
-def _rows(content: bytes) -> list[Row]:
-    """Complete lines that are rows; the last one may be half written."""
-    rows = []
-    for line in content.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
+def _profiles(run_dir: Place) -> list[dict[str, Any]]:
+    """What the workers of the last save left; there may have been more of them before."""
+    first = _json(run_dir / profile_file(0))
+    others = range(1, first["num_ranks"]) if first else ()
+    found = [first, *(_json(run_dir / profile_file(rank)) for rank in others)]
+    return [profile for profile in found if profile]
 
 
 def _bytes(file: Place) -> bytes:
@@ -82,7 +84,3 @@ def _json(file: Place) -> Any:
         return json.loads(_bytes(file)) if file.is_file() else None
     except ValueError as error:
         raise InputError(f"{file} is damaged ({error}); delete it and make it again.") from error
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -24,6 +24,7 @@ from inf_nerf.scene.cameras import Cameras
 from inf_nerf.scene.capture import Capture, check_photos, find_masks
 from inf_nerf.scene.colmap import find_model, read_colmap
 from inf_nerf.scene.frame import WorldFrame, find_frame
+from inf_nerf.scene.more_photos import refuse_moved, splits_with
 from inf_nerf.scene.points import SparsePoints, place_points
 from inf_nerf.scene.split import split_photos
 from inf_nerf.scene.transforms import FILE, read_transforms
@@ -132,8 +133,11 @@ def _read_tensors(file: Place) -> dict[str, Tensor]:
     return load_file(file) if isinstance(file, Path) else load(file.read_bytes())
 
 
-def load_scene(data_root: Path, config: SceneConfig) -> Scene:
+def load_scene(data_root: Path, config: SceneConfig, known: Scene | None = None) -> Scene:
     """Read a data folder: a COLMAP sparse model, or ``transforms.json``, with the photos that it names.
+
+    With a ``known`` scene it is one of more photos of it, in the same frame and, for the photos that are known, in the
+    same split; the input must have the coordinates of that one's.
 
     Raises :class:`InputError` for everything that is missing, damaged or does not fit together.
     """
@@ -150,9 +154,11 @@ def load_scene(data_root: Path, config: SceneConfig) -> Scene:
             f"None of the {num_read} points in {capture.source} has {config.min_observations} or more observations, so "
             "the cube stays empty; reconstruct with more overlap or lower scene.min_observations."
         )
-    frame = find_frame(
-        capture.tracks.xyz, capture.cam_to_world, config.percentile, config.margin, config.orientation == "auto"
-    )
+    if known is None:
+        xyz, orient = capture.tracks.xyz, config.orientation == "auto"
+        frame = find_frame(xyz, capture.cam_to_world, config.percentile, config.margin, orient)
+    else:
+        frame = known.frame
     source_size = np.array([[camera.width, camera.height] for camera in capture.cameras])
     cameras = assemble(
         capture.cameras,
@@ -161,6 +167,8 @@ def load_scene(data_root: Path, config: SceneConfig) -> Scene:
         capture.camera_id,
         frame.camera_to_scene(capture.cam_to_world),
     )
+    if known is not None:
+        refuse_moved(known, capture.names, cameras, capture.source)
     points = place_points(capture, cameras, frame)
     num_inside = int(points.in_cube.sum())
     if num_inside == 0:
@@ -168,9 +176,10 @@ def load_scene(data_root: Path, config: SceneConfig) -> Scene:
             f"No point of {capture.source} lies inside the scene's cube and within a photo; check that points and "
             "poses belong together."
         )
-    splits = split_photos(capture.names, config)
+    splits = split_photos(capture.names, config) if known is None else splits_with(known, capture.names)
     masks = capture.masks if config.masks_dir is None else find_masks(data_root, config.masks_dir, capture.names)
-    lists = [str(path.absolute()) for path in (config.train_list, config.val_list, config.test_list) if path]
+    read = (config.train_list, config.val_list, config.test_list) if known is None else ()
+    lists = [str(path.absolute()) for path in read if path]
     report = capture.report | {
         "photos": len(capture.names),
         "cameras": len(capture.cameras),

@@ -1,5 +1,6 @@
 """Puts one rank's training together: its part of the tree, its tiles, its share of the batch."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
@@ -8,12 +9,14 @@ import torch
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 from inf_nerf.octree.partition import Partition
-from inf_nerf.octree.topology import Octree, is_below, key_of
+from inf_nerf.octree.topology import Octree
 from inf_nerf.render.model import Model
 from inf_nerf.scene.scene import Scene
+from inf_nerf.train.adaptation import Adaptation, frozen_nodes
 from inf_nerf.train.exchange import Exchange
+from inf_nerf.train.figures import METRICS, RANK_METRICS
 from inf_nerf.train.free_space import learn_from_points
-from inf_nerf.train.loop import METRICS, PROBE_SHARES, RANK_METRICS, Work
+from inf_nerf.train.loop import PROBE_SHARES, Work
 from inf_nerf.train.loss_scale import LossScale
 from inf_nerf.train.losses import NodeLosses
 from inf_nerf.train.optimiser import NodeAdam
@@ -23,6 +26,8 @@ from inf_nerf.train.tracks import Tracks
 
 GROUND_SLACK = 0.02  # of the cube's half side: how far below z = 0 the lowest percent of points may lie
 VAL_SHARE_OF_RESERVOIR = 0.1
+
+log = logging.getLogger(__name__)
 
 
 def assemble(
@@ -46,6 +51,9 @@ def assemble(
     None: all ranks draw equally many.
     """
     precision = config.train.precision
+    if precision == "auto":
+        precision = "float32" if torch.device(device).type == "cpu" else "float16"
+        log.info("precision of the heads: %s (chosen automatically for %s)", precision, torch.device(device).type)
     if precision == "float16" and torch.device(device).type == "cpu":
         raise InputError(
             "train.precision is 'float16', which is slower than float32 on a CPU; set train.precision=float32, or "
@@ -70,8 +78,8 @@ def assemble(
     )
     if precision != "float32":
         model.field.compute_heads_in(getattr(torch, precision))
+    model.field.frozen = frozen_nodes(config, model.field.keys).to(device)
     if config.train.subtree is not None:
-        model.field.frozen = ~is_below(model.field.keys, key_of(config.train.subtree)).to(device)
         model.appearance.requires_grad_(False)  # photos see more than the subtree, and the rest stays in their light
     learn_from_points(model, scene)
     if num_turns > 1:
@@ -95,7 +103,8 @@ def assemble(
         gradients=SharedGradients(model.field, model.appearance, shared, names, config.train.shared_gradient_dtype),
         exchange=Exchange(model, shared[:-1], rank) if exchanges else None,
         optimiser=NodeAdam(config.train, model.field, model.appearance),
-        loss_scale=LossScale(config.train.precision),
+        adaptation=Adaptation(config, full, partition, local),
+        loss_scale=LossScale(precision),
         shared=shared,
         subtrees=partition.subtrees,
         generator=generator,
@@ -105,15 +114,20 @@ def assemble(
         val=_val_rays(config, val_tiles, capacity, part_of(config.train.val_rays, rank, val_loads)),
         part=part,
         num_parts=partition.num_ranks,
+        num_ranks=num_ranks,
+        photos=tuple(photo.name for photo in scene.photos),
     )
 
 
 def density_before_warmup(config: Config) -> float:
     """Density of cells that were never probed, from which probes take as long to come down to what a field starts with
     as the warm-up of the occupancy lasts: a node whose turn comes later has no other warm-up."""
-    sampler = config.sampler
-    probes = sampler.occupancy_warmup / (PROBE_SHARES * sampler.occupancy_every)
-    return config.field.initial_density / sampler.occupancy_decay**probes
+    return config.field.initial_density / config.sampler.occupancy_decay ** probes_of_warmup(config)
+
+
+def probes_of_warmup(config: Config) -> float:
+    """How often every cell is probed while the warm-up of the occupancy lasts."""
+    return config.sampler.occupancy_warmup / (PROBE_SHARES * config.sampler.occupancy_every)
 
 
 def part_of(total: int, rank: int, loads: Sequence[float]) -> int:

@@ -5,6 +5,7 @@
                        optimiser/<name>.safetensors  its moments; a viewer never reads them
                        shared.safetensors      appearance, cameras, octree, backdrop
                        ranks/<r>-of-<W>.json   generator and reservoir of a rank, for a bit-equal continuation
+                       ranks/<r>-of-<W>-asked.safetensors  what its samples asked of a tree that adapts
 
 Every rank writes the nodes that it holds, rank 0 also the shared ones; nodes that wait for their turn are taken over
 from the checkpoint before, and those that had none yet have no file.  A file that did not change since the checkpoint
@@ -31,7 +32,8 @@ from torch import Tensor
 
 from inf_nerf.errors import InputError, NotFiniteError
 from inf_nerf.files import write_atomic
-from inf_nerf.octree.topology import Octree, key_name
+from inf_nerf.octree.partition import subtrees_after
+from inf_nerf.octree.topology import Octree, key_name, key_of
 from inf_nerf.scene.scene import Scene
 from inf_nerf.train.assembly import density_before_warmup
 from inf_nerf.train.loop import PROBE_SHARES, Work
@@ -46,7 +48,16 @@ from inf_nerf.train.manifest import (
     read_manifest,
     read_verified,
 )
-from inf_nerf.train.opened import OCCUPANCY, load_nodes, node_file, read_tensors
+from inf_nerf.train.opened import OCCUPANCY, load_nodes, node_file, read_tensors, without_prefix
+from inf_nerf.train.other_photos import (
+    added_photos,
+    appearance_for,
+    learn_appearance_of,
+    look_anew,
+    same_photos,
+    still_unseen,
+    unseen_nodes,
+)
 from inf_nerf.train.shared_gradients import distributed, on_all_ranks
 
 
@@ -123,6 +134,8 @@ def _write_part(partial: Path, before: Path | None, work: Work, scene: Scene, fu
         "to_probe": dict(zip(map(str, model.octree.keys.tolist()), work.to_probe.tolist(), strict=True)),
     }
     files.write(f"ranks/{rank}-of-{_world_size()}.json", json.dumps(state).encode())
+    if asked := work.adaptation.state():
+        files.write(_asked_file(rank), _to_bytes(asked))
     if rank == 0:
         shared = {"appearance": model.appearance.detach(), "backdrop": model.backdrop}
         shared |= {f"cameras.{name}": value for name, value in scene.cameras.state().items()}
@@ -152,6 +165,7 @@ def _commit(
         listing = partial / f"files-{part}.json"
         listed |= json.loads(listing.read_text())
         listing.unlink()
+    unseen = still_unseen(work, {key for key in full.keys.tolist() if node_file(key) in listed})
     if work.saved is not None:
         listed |= _take_over(work.saved, partial, set(full.keys.tolist()), listed)
     manifest = {
@@ -162,11 +176,13 @@ def _commit(
         "budget_from": work.progress.budget_from,
         "num_workers": world,
         "identity": identity,
-        "subtrees": {key_name(key): part for key, part in sorted(work.subtrees.items())},
+        "subtrees": _subtrees(work, full),
         "val_psnr": val_psnr,
         "config": work.config.model_dump(mode="json"),
         "root": scene.root,
         "photos": [asdict(photo) for photo in scene.photos],
+        "added": work.added,
+        "unseen": unseen,
         "frame": scene.frame.matrix.tolist(),
         "solid_ground": model.solid_ground,
         "occupancy_enabled": model.occupancy.enabled,
@@ -179,25 +195,46 @@ def _commit(
     forget_old(final.parent.parent, work.config.train.keep_checkpoints)
 
 
+def _subtrees(work: Work, full: Octree) -> dict[str, int]:
+    """The part that trained each subtree, by the name of its root; of what was not trained again as it was before."""
+    subtrees, subtree = dict(sorted(work.subtrees.items())), work.config.train.subtree
+    if subtree is not None and work.saved is not None:
+        before = {key_of(name): part for name, part in read_manifest(work.saved)["subtrees"].items()}
+        subtrees = subtrees_after(full, before, subtree, subtrees)
+    return {key_name(key): part for key, part in subtrees.items()}
+
+
 def restore(work: Work, path: Path) -> None:
     """Continue from a checkpoint: this rank's nodes, optimiser, progress, and, on the same number of workers, the
-    generator and the reservoir, which makes the continuation bit-equal."""
+    generator and the reservoir, which makes the continuation bit-equal.  With other photos than it knows
+    (:mod:`inf_nerf.train.other_photos`) it is the nodes, their optimiser and the appearance of the photos in common."""
     manifest = read_manifest(path)
     shared = read_tensors(path, "shared.safetensors", manifest)
+    tree = Octree.from_state(without_prefix(shared, "octree."))
+    if tree.identity != work.adaptation.tree.identity:
+        work.adaptation.become(work, tree)
     saved = [node_file(key) in manifest["files"] for key in work.model.field.keys.tolist()]
     trained = [node for node, has_file in enumerate(saved) if has_file]
     late = ~torch.tensor(saved[:-1], device=work.shared.device)  # their turn had not come
     work.model.occupancy.density[late] = density_before_warmup(work.config)
+    protected, free = work.model.occupancy.protected.clone(), work.model.occupancy.free.clone()
     load_nodes(work.model, path, manifest, trained)
+    same = same_photos(work, manifest)
+    if not same:  # what is not trained again answers as it did
+        work.model.solid_ground = manifest["solid_ground"]
+        work.model.backdrop = shared["backdrop"].to(work.model.backdrop)
+    work.unseen = unseen_nodes(work, manifest)
     with torch.no_grad():
-        work.model.appearance.copy_(shared["appearance"])
+        work.model.appearance.copy_(appearance_for(work.photos, shared["appearance"], manifest))
+    learn_appearance_of(work, added_photos(work, path, manifest))
     for node in trained:
         key = int(work.model.field.keys[node])
         work.optimiser.load_state(node, read_tensors(path, f"optimiser/{key_name(key)}.safetensors", manifest))
-    work.optimiser.load_appearance_state(read_tensors(path, "optimiser/appearance.safetensors", manifest))
+    if same:
+        work.optimiser.load_appearance_state(read_tensors(path, "optimiser/appearance.safetensors", manifest))
     work.progress.step, work.progress.seconds = manifest["step"], manifest["seconds"]
     name = f"ranks/{work.rank}-of-{_world_size()}.json"
-    if name in manifest["files"]:
+    if same and name in manifest["files"]:
         state = json.loads(read_verified(path, name, manifest))
         work.generator.set_state(torch.tensor(list(base64.b64decode(state["generator"])), dtype=torch.uint8))
         part, num_parts = state["part"]
@@ -212,8 +249,11 @@ def restore(work: Work, path: Path) -> None:
         rounds = state.get("to_probe", {})
         for node, key in enumerate(work.model.octree.keys.tolist()):
             work.to_probe[node] = rounds.get(str(key), PROBE_SHARES)
+        if _asked_file(work.rank) in manifest["files"]:
+            work.adaptation.restore(read_tensors(path, _asked_file(work.rank), manifest))
     else:
         work.generator.manual_seed(work.generator.initial_seed() + manifest["step"])
+    look_anew(work, protected, free)
     work.reservoir.fill(work.cursors.get(work.part, 0))
     work.saved = path
 
@@ -271,6 +311,10 @@ class _Files:
         except OSError:
             return False
         return True
+
+
+def _asked_file(rank: int) -> str:
+    return f"ranks/{rank}-of-{_world_size()}-asked.safetensors"
 
 
 def _world_size() -> int:

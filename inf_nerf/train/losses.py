@@ -25,6 +25,7 @@ from inf_nerf.octree.partition import Partition
 from inf_nerf.octree.topology import Octree
 from inf_nerf.render.compositing import distortion
 from inf_nerf.render.model import Model, Rendered
+from inf_nerf.render.sampling import Samples
 from inf_nerf.render.segments import span_length
 
 DEPTH_SCALE = 32.0  # footprints; depth errors beyond it count linearly
@@ -50,13 +51,14 @@ class Seen:
     weight: Tensor  # [R] how much the ray counts, detached
     node: Tensor  # [Q] of this process' samples
     num_samples: int  # foreground samples that it asked for their density
+    lit: tuple[Samples, Tensor] | None = None  # its samples and their weights [Q], where it answers its rays alone
 
     @staticmethod
     def of(rendered: Rendered) -> "Seen":
         """What was rendered with gradients by this process alone."""
-        assert rendered.samples is not None
-        weight, node = ray_weights(rendered), rendered.samples.node
-        return Seen(rendered.rgb, rendered.depth, ray_spread(rendered), weight, node, rendered.num_samples)
+        assert rendered.samples is not None and rendered.weights is not None
+        weight, node, lit = ray_weights(rendered), rendered.samples.node, (rendered.samples, rendered.weights.detach())
+        return Seen(rendered.rgb, rendered.depth, ray_spread(rendered), weight, node, rendered.num_samples, lit)
 
 
 def photometric(rgb: Tensor, target: Tensor, weight: Tensor, batch_size: int) -> Tensor:

@@ -24,7 +24,7 @@ from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 from inf_nerf.places import AnyPlace, Place
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3  # 3: heads leak below zero
 MANIFEST = "manifest.json"
 READERS = 8  # threads that verify files
 
@@ -42,6 +42,22 @@ def checkpoints_dir(run_dir: Path) -> Path:
 def latest_checkpoint(run_dir: AnyPlace) -> AnyPlace | None:
     """The newest complete checkpoint of a run, or None."""
     return next(reversed(_complete(run_dir)), None)
+
+
+def checkpoint_of_step(run_dir: Place, step: int) -> Place:
+    """Where the checkpoint of a step lies, if there is one."""
+    return run_dir / "checkpoints" / f"{step:08d}"
+
+
+def best_checkpoint(run_dir: AnyPlace) -> AnyPlace:
+    """The complete checkpoint of a run that val photos like best; :class:`InputError` where none was scored."""
+    best = max(_scores(run_dir).items(), key=lambda found: found[1], default=None)
+    if best is None:
+        raise InputError(
+            f"No checkpoint in {run_dir} was scored by val photos, so none is the best; take the latest, or give the "
+            "next training val photos (scene.val_every)."
+        )
+    return best[0]
 
 
 def read_manifest(path: Place) -> dict[str, Any]:
@@ -181,17 +197,21 @@ def _complete(run_dir: Place) -> list[Any]:
 
 def forget_old(run_dir: Path, keep: int) -> None:
     """Delete all but the newest checkpoints and the one that val photos like best."""
-    complete = _complete(run_dir)
-    scores = {path: score for path in complete if (score := _val_psnr(path)) is not None}
+    scores = _scores(run_dir)
     best = max(scores, key=lambda path: scores[path], default=None)
-    for path in complete[:-keep]:
+    for path in _complete(run_dir)[:-keep]:
         if path != best:
             dropped = path.with_name(path.name + ".partial")  # what is half deleted must not count
             os.replace(path, dropped)
             shutil.rmtree(dropped, ignore_errors=True)
 
 
-def _val_psnr(path: Path) -> float | None:
+def _scores(run_dir: Place) -> dict[Any, float]:
+    """PSNR of the val rays of the complete checkpoints that have one, in the order of their steps."""
+    return {path: score for path in _complete(run_dir) if (score := _val_psnr(path)) is not None}
+
+
+def _val_psnr(path: Place) -> float | None:
     """The score of a checkpoint, or None where it has none or cannot be read, which must not stop a save."""
     try:
         return read_manifest(path)["val_psnr"]

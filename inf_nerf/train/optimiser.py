@@ -1,4 +1,8 @@
-"""Adam per node: a node that no sample touched is skipped, and keeps its own moments and step count."""
+"""Adam per node: a node that no sample touched is skipped, and keeps its own moments and step count.
+
+Weights of the heads may decay, decoupled from their gradients (AdamW); entries of tables never do, because most of them
+have no gradient in most steps, and would be forgotten.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -8,30 +12,44 @@ from inf_nerf.field.field import Field
 
 
 class NodeAdam:
-    """Adam over the nodes' parameter views and the appearance table, with the exponential schedule of the paper."""
+    """Adam over the nodes' parameter views and the appearance table."""
 
     def __init__(self, config: TrainConfig, field: Field, appearance: nn.Parameter) -> None:
         self._config = config
         self._field = field
         self._appearance = appearance
+        self._keys = field.keys.tolist()
         self._nodes = [field.parameters_of(node) for node in range(len(field.keys))]
-        parameters = [parameter for node in self._nodes for parameter in node.values()]
+        heads = [parameter for node in self._nodes for name, parameter in node.items() if name != "table"]
+        others = [node["table"] for node in self._nodes]
         if appearance.numel():
-            parameters.append(appearance)
-        self._adam = torch.optim.Adam(
-            parameters, lr=config.lr_init, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+            others.append(appearance)
+        self._adam = torch.optim.AdamW(
+            [{"params": others, "weight_decay": 0.0}, {"params": heads, "weight_decay": config.weight_decay}],
+            lr=config.lr_init,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=True,
         )
 
-    def rate(self, progress: float) -> float:
-        """The learning rate at a share in [0, 1] of the budget."""
-        return self._config.lr_init * (self._config.lr_final / self._config.lr_init) ** min(1.0, progress)
+    def renewed(self) -> "NodeAdam":
+        """The optimiser of the nodes that the field holds now; those that were held before keep their state.  This one
+        is of no use then."""
+        before = dict(zip(self._keys, self._nodes, strict=True))
+        other = NodeAdam(self._config, self._field, self._appearance)
+        for key, parameters in zip(other._keys, other._nodes, strict=True):
+            for name, parameter in before.get(key, {}).items():
+                if parameter in self._adam.state:
+                    other._adam.state[parameters[name]] = self._adam.state.pop(parameter)
+        if self._appearance in self._adam.state:
+            other._adam.state[self._appearance] = self._adam.state[self._appearance]
+        return other
 
-    def step(self, progress: float, nodes: Tensor | None = None, appearance: bool = True) -> float:
-        """Update with the gradients at hand and clear them; ``progress`` in [0, 1] sets the rate, which is returned.
+    def step(self, rate: float, nodes: Tensor | None = None, appearance: bool = True) -> None:
+        """Update with the gradients at hand at the learning ``rate``, and clear them.
 
         ``nodes`` [M] bool restricts it to these nodes (None: all), and without ``appearance`` that is left as it is.
         """
-        rate = self.rate(progress)
         for group in self._adam.param_groups:
             group["lr"] = rate
         kept = None if appearance else self._appearance.grad
@@ -41,7 +59,6 @@ class NodeAdam:
         self._adam.step()
         self._field.clear_gradients(nodes)
         self._appearance.grad = kept
-        return rate
 
     def clear(self) -> None:
         """Forget the gradients."""

@@ -40,6 +40,11 @@ class RayBatch:
     def __len__(self) -> int:
         return len(self.photo)
 
+    def part(self, number: int, parts: int) -> "RayBatch":
+        """Part ``number`` of so many of about the same size."""
+        start, end = (len(self) * place // parts for place in (number, number + 1))
+        return RayBatch(self.photo[start:end], self.level[start:end], self.xy[start:end], self.rgb[start:end])
+
 
 @dataclass(frozen=True)
 class _Arrival:

@@ -19,7 +19,7 @@ from torch import Tensor
 from inf_nerf.errors import InputError
 from inf_nerf.field.field import Field
 
-CONTROL = ("stop", "save", "not_finite", "seconds", "owned_norm2")
+CONTROL = ("stop", "save", "pause", "not_finite", "seconds", "owned_norm2")
 
 Made = TypeVar("Made")
 
@@ -46,14 +46,18 @@ class SharedGradients:
     ) -> None:
         self._field = field
         self._appearance = appearance
-        self._shared = torch.nonzero(shared).squeeze(1)  # [S] indices of nodes that all ranks hold, in key order
-        self._is_shared = shared
+        self.change_nodes(shared)
         self._metrics = metrics
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._aside: dict[int, list[Tensor]] = {}  # node -> sum of its gradients in earlier steps
         self._appearance_aside: Tensor | None = None
         self._travelling: tuple[list[Tensor], Tensor, dist.Work] | None = None
         self.traffic = Traffic()
+
+    def change_nodes(self, shared: Tensor) -> None:
+        """Reduce over the nodes ``shared`` [M] of the field from now on; nothing may be pending."""
+        self._shared = torch.nonzero(shared).squeeze(1)  # [S] indices of nodes that all ranks hold, in key order
+        self._is_shared = shared
 
     def agree(self, control: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
         """Sum the control values and metrics over ranks, and mark as touched the shared nodes that any rank touched."""
@@ -199,6 +203,15 @@ def on_all_ranks(make: Callable[[], Made]) -> Made:
         if found is not None:
             raise found
     return cast(Made, made)
+
+
+def of_all_ranks(value: Made) -> list[Made]:
+    """What every rank gives, in their order, on all ranks."""
+    if not distributed():
+        return [value]
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def of_first_rank(make: Callable[[], Made]) -> Made:

@@ -49,6 +49,16 @@ def prepare(
         Path, typer.Option("--data-root", callback=as_folder, help="Folder with the photos and their COLMAP model.")
     ],
     output_dir: RunDirectory,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            "--like",
+            metavar="RUN",
+            callback=as_folder,
+            help="A prepared run of which these are more photos: they join its frame, octree and split as training "
+            "photos, with its settings, and a training may go on from its checkpoints.",
+        ),
+    ] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     log_level: Level = LogLevel.INFO,
@@ -60,10 +70,10 @@ def prepare(
     Example: `inf-nerf prepare --config configs/laptop.yaml --data-root photos --output-dir runs/photos`
     """
     start_logging(log_level)
-    settings = configure(config, overrides)
+    settings = configure(config, overrides, run_dir=like)
     from pipelines import prepare as stage
 
-    stage.run(settings, data_root, output_dir)
+    stage.run(settings, data_root, output_dir, like)
 
 
 def plan(

@@ -10,7 +10,18 @@ from typing import Annotated
 import typer
 
 from inf_nerf.errors import InputError
-from pipelines.options import Level, LogLevel, MemoryBudget, Overrides, Run, as_folder, configure, start_logging
+from pipelines.options import (
+    Level,
+    LogLevel,
+    MemoryBudget,
+    Overrides,
+    Run,
+    Which,
+    as_folder,
+    chosen,
+    configure,
+    start_logging,
+)
 
 
 class Export(StrEnum):
@@ -55,6 +66,7 @@ def export(
         str | None,
         typer.Option(metavar="LAT,LON,HEIGHT", help="The input's coordinates are metres east, north and up of here."),
     ] = None,
+    checkpoint: Which = None,
     memory_budget: MemoryBudget = None,
     overrides: Overrides = None,
     log_level: Level = LogLevel.INFO,
@@ -67,9 +79,7 @@ def export(
     Example: `inf-nerf export runs/photos --to ortho --out ortho.tif --gsd 0.05`
     """
     start_logging(log_level)
-    from inf_nerf.places import place
-
-    run_dir = place(run)
+    run_dir = chosen(run, checkpoint)
     settings = configure(None, overrides, run_dir=run_dir) if overrides else None
     from pipelines import export as stage
 

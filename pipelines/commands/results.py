@@ -15,7 +15,9 @@ from pipelines.options import (
     Mode,
     Overrides,
     Run,
+    Which,
     as_folder,
+    chosen,
     configure,
     start_logging,
 )
@@ -23,9 +25,7 @@ from pipelines.options import (
 
 def evaluate(
     run: Run,
-    checkpoint: Annotated[
-        str | None, typer.Option(help="A directory below RUN/checkpoints; the latest if not given.")
-    ] = None,
+    checkpoint: Which = None,
     memory_budget: MemoryBudget = None,
     out: Annotated[
         Path | None, typer.Option("--out", callback=as_folder, help="Folder for the result; RUN if not given.")
@@ -46,12 +46,12 @@ def evaluate(
     start_logging(log_level)
     from inf_nerf.places import place
 
-    run_dir = place(run)
+    run_dir, found = place(run), chosen(run, checkpoint)
     settings = configure(None, overrides, run_dir=run_dir) if overrides else None
     from pipelines import evaluate as stage
 
-    named, other = (None if name is None else place(name) for name in (checkpoint, baseline))
-    stage.run(run_dir, settings, named, memory_budget, out, other)
+    other = None if baseline is None else place(baseline)
+    stage.run(run_dir, settings, None if found == run_dir else found, memory_budget, out, other)
 
 
 def render(
@@ -68,7 +68,11 @@ def render(
         ),
     ],
     mode: Annotated[Mode, typer.Option(help="What to show: level is the octree level that answered.")] = Mode.COLOUR,
+    checkpoint: Which = None,
     memory_budget: MemoryBudget = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Ray workers that share the frames of a long path; else this process.")
+    ] = None,
     overrides: Overrides = None,
     log_level: Level = LogLevel.INFO,
 ) -> None:
@@ -80,10 +84,8 @@ def render(
     Example: `inf-nerf render runs/photos --path zoom --out zoom.mp4 --set render.frames=120`
     """
     start_logging(log_level)
-    from inf_nerf.places import place
-
-    run_dir = place(run)
+    run_dir = chosen(run, checkpoint)
     settings = configure(None, overrides, run_dir=run_dir) if overrides else None
     from pipelines import render as stage
 
-    stage.run(run_dir, path, out, mode=mode.value, config=settings, memory_budget=memory_budget)
+    stage.run(run_dir, path, out, mode=mode.value, config=settings, memory_budget=memory_budget, workers=workers)

@@ -1,14 +1,15 @@
-"""Commands for people's eyes: view, report.
+"""Commands for people's eyes: view, report, plot.
 
 Stages are imported when a command runs, not before, so that ``--help`` is quick.
 """
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipelines.options import Level, LogLevel, Overrides, Run, configure, start_logging
+from pipelines.options import Level, LogLevel, Overrides, Run, Which, chosen, configure, start_logging
 
 
 def view(
@@ -21,6 +22,7 @@ def view(
     ] = "1GB",
     host: Annotated[str, typer.Option(help="Address to answer on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to answer on.")] = 8080,
+    checkpoint: Which = None,
     overrides: Overrides = None,
     log_level: Level = LogLevel.INFO,
 ) -> None:
@@ -34,10 +36,9 @@ def view(
     """
     start_logging(log_level)
     configure(None, overrides)
-    from inf_nerf.places import place
     from pipelines import view as stage
 
-    stage.run(place(run), memory_budget, host, port)
+    stage.run(chosen(run, checkpoint), memory_budget, host, port)
 
 
 def report(
@@ -62,3 +63,32 @@ def report(
     from pipelines import report as stage
 
     stage.run(run_dir, out, settings)
+
+
+class Plot(StrEnum):
+    """What is drawn."""
+
+    PROGRESS = "progress"
+    OCTREE = "octree"
+    SAMPLES = "samples"
+
+
+def plot(
+    run: Run,
+    only: Annotated[Plot | None, typer.Option(help="Draw this picture alone.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The folder; RUN/pictures if not given.")] = None,
+    checkpoint: Which = None,
+    overrides: Overrides = None,
+    log_level: Level = LogLevel.INFO,
+) -> None:
+    """Draw how a run trained, its octree in space, and the samples that it is asked, as PNG files.
+
+    A training draws them at its end as well, and MLflow gets them. No config key changes it.
+
+    Example: `inf-nerf plot runs/photos`
+    """
+    start_logging(log_level)
+    configure(None, overrides)
+    from pipelines import plot as stage
+
+    stage.run(chosen(run, checkpoint), out, None if only is None else only.value)

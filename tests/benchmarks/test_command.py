@@ -27,6 +27,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Limits, name, lambda _, threads: 1e11)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_every_row_is_timed_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "results.json"
@@ -35,7 +36,7 @@ def test_every_row_is_timed_printed_and_written(tmp_path: Path, capsys: pytest.C
     assert {"machine", "limits", "rows"} == set(content)
     names = {row["name"] for row in content["rows"]}
     assert names >= {"encode_forward", "encode_backward", "heads", "adam", "routing", "compositing", "step", "render"}
-    assert names >= {"lit_samples", "occupancy_probe", "adam_sparse", "threads"}
+    assert names >= {"lit_samples", "occupancy_probe", "adam_sparse", "threads", "diagnosis"}
     printed = capsys.readouterr().out
     for row in content["rows"]:
         assert set(row) == KEYS and row["median_ms"] > 0

@@ -2,8 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,20 +13,19 @@ from torch import Tensor
 
 from inf_nerf.errors import InputError
 from inf_nerf.export import mesh as module
-from inf_nerf.export.facing import cameras_at, looks_of, normals
+from inf_nerf.export.fusion import Outlook, fused, outlooks
 from inf_nerf.export.gltf import linear, y_up
-from inf_nerf.export.mesh import Lattice, Mesh, extract_mesh, surface_of, welded, without_crumbs
+from inf_nerf.export.mesh import Lattice, Mesh, extract_mesh, welded, without_crumbs
 from inf_nerf.export.mesh_files import write_mesh
 from inf_nerf.export.placement import CropBox, Placement
 from inf_nerf.export.surface import Rendering
-from inf_nerf.export.unfinished import Unfinished
-from inf_nerf.field.occupancy import Cells
-from inf_nerf.octree.topology import Octree
+from inf_nerf.export.unfinished import Unfinished, no_progress
 from inf_nerf.render.poses import look_at
 from inf_nerf.scene.cameras import Cameras, Rays
 from inf_nerf.scene.frame import WorldFrame
 from inf_nerf.scene.ply import read_ply
 from tests.export.specification import read_glb
+from tests.plane_scene import Seen
 
 CENTRE, RADIUS = torch.tensor([0.05, -0.02, 0.1]), 0.3
 SIDE = 0.02
@@ -38,25 +37,19 @@ def colour(xyz: Tensor) -> Tensor:
 
 
 class Ball:
-    """A ball that fades at its surface, as field and as what rays see."""
+    """What rays see of an opaque ball."""
 
     def __init__(self) -> None:
-        self.octree = Octree.from_keys(torch.tensor([1]), torch.tensor([1]), 0.01)
-        self.cells = Cells(torch.ones(1, 8, dtype=torch.bool), 2)
-        self.field = SimpleNamespace(density=self._density)
         self.rays = 0
 
-    def _density(self, local: Tensor, node: Tensor) -> tuple[Tensor, None]:
-        inside = RADIUS - ((local * 2 - 1) - CENTRE).norm(dim=1)
-        return torch.exp((inside / SIDE * 2).clamp(-20, 5)) * -np.log1p(-module.OPAQUE) / SIDE, None
-
-    def render(self, rays: Rays) -> Any:
+    def render(self, rays: Rays, *, lod_blend: float = 0.0, appearance: Tensor | None = None) -> Seen:
         self.rays += len(rays)
         to = CENTRE - rays.origin
         along = (to * rays.direction).sum(1)
         chord = RADIUS**2 - (to.pow(2).sum(1) - along**2)
         depth = torch.where(chord > 0, along - chord.clamp_min(0).sqrt(), 10.0)
-        return SimpleNamespace(rgb=colour(rays.origin + depth[:, None] * rays.direction), depth=depth)
+        rgb = colour(rays.origin + depth[:, None] * rays.direction)
+        return Seen(rgb, depth, (chord > 0).float(), depth, torch.ones(1) > 0, torch.ones(1), len(rays))
 
 
 def rendering(model: Any) -> Rendering:
@@ -65,10 +58,11 @@ def rendering(model: Any) -> Rendering:
 
 def cameras(*eyes: tuple[float, float, float]) -> Cameras:
     poses = [look_at(eye, tuple(CENTRE.tolist())) for eye in eyes]
-    return Cameras.pinhole(torch.from_numpy(np.stack(poses)), 100, 100, 60.0)
+    return Cameras.pinhole(torch.from_numpy(np.stack(poses)), 150, 150, 60.0)
 
 
-AROUND = ((1.5, 0.1, 0.2), (-1.5, 0.1, 0.2), (0.1, 1.5, 0.2), (0.1, -1.5, 0.2), (0.1, 0.1, 1.6), (0.1, 0.1, -1.4))
+SIDES = ((1.5, 0.1, 0.2), (-1.5, 0.1, 0.2), (0.1, 1.5, 0.2), (0.1, -1.5, 0.2), (0.1, 0.1, 1.6), (0.1, 0.1, -1.4))
+AROUND = (*SIDES, *((x, y, 0.1 + z) for x in (-0.9, 0.9) for y in (-0.9, 0.9) for z in (-0.9, 0.9)))
 
 
 def crop(low: float = -0.5, high: float = 0.5) -> CropBox:
@@ -79,7 +73,7 @@ def extract(out: Path, *eyes: tuple[float, float, float], box: CropBox | None = 
     seen_by = cameras(*eyes)
     unfinished = Unfinished(out, {})
     photos = list(range(len(eyes)))
-    return extract_mesh(rendering(model or Ball()), seen_by, photos, SIDE, box or crop(), 1.0, unfinished)
+    return extract_mesh(rendering(model or Ball()), seen_by, photos, SIDE, box or crop(), unfinished)
 
 
 @pytest.fixture
@@ -93,6 +87,15 @@ def edges(faces: np.ndarray) -> Counter[tuple[int, int]]:
     return Counter(
         (int(a), int(b)) for face in faces for a, b in ((face[0], face[1]), (face[1], face[2]), (face[2], face[0]))
     )
+
+
+def normals(xyz: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Unit normals [V, 3] of vertices, the mean of their faces' by area."""
+    a, b, c = (xyz[faces[:, corner]] for corner in range(3))
+    total = np.zeros_like(xyz)
+    for corner in range(3):
+        np.add.at(total, faces[:, corner], np.cross(b - a, c - a))
+    return total / np.linalg.norm(total, axis=1, keepdims=True)
 
 
 @pytest.mark.usefixtures("_small_blocks")
@@ -146,26 +149,53 @@ def test_finished_blocks_are_not_made_again(tmp_path: Path) -> None:
     assert again.rays == 0
 
 
-def test_empty_cells_hold_no_surface() -> None:
-    model = Ball()
-    model.cells.occupied[:] = False
-    found, faces = surface_of(rendering(model), np.array([20.0, 20, 20]), (60, 60, 60), SIDE, 1.0)
-    assert len(found) == len(faces) == 0
+def looks_at_the_ball(folder: Path, *eyes: tuple[float, float, float]) -> list[Outlook]:
+    unfinished = Unfinished(folder / "x.ply", {})
+    return outlooks(rendering(Ball()), cameras(*eyes), list(range(len(eyes))), SIDE, crop(), unfinished, no_progress)
 
 
-def test_vertices_behind_something_are_not_seen() -> None:
-    xyz = np.array([[0.05, -0.02, 0.4], [0.05, -0.02, -0.2]])  # the ball's top and bottom
-    faces = np.array([[0, 1, 0]])
-    above = cameras_at(cameras((0.05, -0.02 + 1e-3, 1.6)), [0])
-    _, seen = looks_of(rendering(Ball()), above, xyz, faces, SIDE)
-    assert not seen.any()  # a face without an area faces nobody
-    up = np.array([[0.05, -0.02, 0.4], [0.06, -0.02, 0.4], [0.05, -0.01, 0.4]])
-    rgb, seen = looks_of(rendering(Ball()), above, up, np.array([[0, 1, 2]]), SIDE)
-    assert seen.all()
-    np.testing.assert_allclose(rgb, colour(torch.from_numpy(up)).numpy(), atol=0.05)
-    down = up - [0, 0, 0.6]
-    _, seen = looks_of(rendering(Ball()), above, down, np.array([[0, 1, 2]]), SIDE)
-    assert not seen.any()
+def test_distances_of_one_camera_are_those_along_its_rays(tmp_path: Path) -> None:
+    eye = torch.tensor([0.05, -0.02 + 1e-3, 1.6])
+    above = looks_at_the_ball(tmp_path, tuple(eye.tolist()))
+    xyz = CENTRE + torch.tensor([0.5, 0.5, 0.7]) * (
+        torch.rand(4000, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    )
+    to = xyz - eye
+    away = to.norm(dim=1)
+    rays = Rays(eye.expand(len(xyz), 3), to / away[:, None], torch.full((len(xyz),), 0.01), torch.full((len(xyz),), -1))
+    ahead = (Ball().render(rays).depth - away).double().numpy()
+    found = fused(above, xyz.double().numpy(), 0.1)
+    clear = np.abs(np.abs(ahead) - 0.1) > 0.02  # the pictures' pixels are this large
+    passes = torch.linalg.cross(rays.direction, (CENTRE - eye)[None]).norm(dim=1).numpy()  # the centre, so far away
+    flat = passes < 0.25  # where the ball is not seen too obliquely
+    np.testing.assert_array_equal(found.known[clear & flat], (ahead > -0.1)[clear & flat])
+    assert not found.known[passes > RADIUS].any()
+    assert 500 < found.known.sum() < 3500
+    where = found.known & clear & flat
+    np.testing.assert_allclose(found.ahead[where], np.minimum(ahead, 0.1)[where], atol=0.005)
+    assert (found.ahead[~found.known] == 0.1).all()
+    on = where & (np.abs(ahead) < 0.1)
+    np.testing.assert_allclose(
+        found.rgb[on], colour(eye + (away + torch.from_numpy(ahead))[:, None] * rays.direction)[on], atol=0.05
+    )
+
+
+def test_cameras_count_by_how_sharply_they_see(tmp_path: Path) -> None:
+    near, far = looks_at_the_ball(tmp_path, (0.05, -0.02, 0.9), (0.05, -0.02, 1.7))
+    place = np.array([[0.05, -0.02, 0.42]])
+    off = replace(far, pixels=far.pixels.copy())
+    off.pixels["distance"] += 0.03
+    one, other = (fused([view], place, 0.1).ahead[0] for view in (near, off))
+    assert other - one == pytest.approx(0.03, abs=0.002)
+    weights = np.array([1 / 0.48**2, 1 / 1.28**2])
+    both = fused([near, off], place, 0.1).ahead[0]
+    assert both == pytest.approx((weights * [one, other]).sum() / weights.sum())
+
+
+def test_nothing_is_known_beside_the_pictures_and_behind_the_cameras(tmp_path: Path) -> None:
+    above = looks_at_the_ball(tmp_path, (0.05, -0.02, 1.6))
+    found = fused(above, np.array([[0.05, -0.02, 1.7], [-0.9, -0.9, 0.0], [0.05, -0.02, 0.41]]), 0.1)
+    np.testing.assert_array_equal(found.known, [False, False, True])
 
 
 def test_lattice_covers_the_box_with_blocks_that_share_a_layer() -> None:

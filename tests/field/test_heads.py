@@ -1,14 +1,17 @@
 """Packed perceptrons against ordinary autograd; spherical harmonics and the density's activation in closed form."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from inf_nerf.field import heads
 from inf_nerf.field.heads import (
+    LEAK,
     layers_of,
     num_weights,
     packed_mlp,
@@ -36,7 +39,7 @@ def test_reference_is_one_small_network_per_node() -> None:
 
     output = packed_mlp_reference(weights, x, BOUNDS, sizes)
 
-    torch.testing.assert_close(output[8:], torch.relu(x[8:] @ first) @ second)
+    torch.testing.assert_close(output[8:], F.leaky_relu(x[8:] @ first, LEAK) @ second)
 
 
 @pytest.mark.parametrize("sizes", SIZES)
@@ -191,3 +194,15 @@ def test_gradient_that_overflows_on_its_way_down_is_seen_in_the_weights() -> Non
         packed_mlp(weights, x, bounds, sizes, torch.float16).backward(torch.full((2, 3), scale))
         assert weights.grad is not None
         assert bool(weights.grad.isfinite().all()) == finite
+
+
+@pytest.mark.parametrize("apply", [packed_mlp, packed_mlp_reference])
+def test_units_that_are_off_still_learn(apply: Callable[..., Tensor]) -> None:
+    sizes = (2, 3, 1)
+    weights = torch.full((1, num_weights(sizes)), -1.0, requires_grad=True)
+    x = torch.ones(4, 2)
+    output = apply(weights, x, torch.tensor([0, 4]), sizes)
+    torch.testing.assert_close(output, torch.full((4, 1), 3 * 2 * LEAK))
+    output.sum().backward()
+    assert weights.grad is not None
+    torch.testing.assert_close(weights.grad[0, :6], torch.full((6,), -4 * LEAK))

@@ -6,10 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numba.core.event import install_recorder
 
 from inf_nerf.field import numba_grid, numba_heads
 from inf_nerf.field.numba_jobs import _SOURCES, STAMP, parts, ranges, run, run_end
 from inf_nerf.render import numba_trace
+from inf_nerf.train.loop import train
+from tests.train.ranks import run_ranks
+from tests.train.tiny import tiny_config, tiny_scene, tiny_work
 
 
 @pytest.mark.parametrize("total", [0, 1, 69, 70, 71, 700])
@@ -57,3 +61,18 @@ def test_the_stamp_takes_in_every_file_that_kernels_are_made_of() -> None:
         compiled = [path for path in (package / folder).glob("*.py") if "from numba import" in path.read_text()]
         assert {str(path.relative_to(package)) for path in compiled} <= names
     assert all(list(package.glob(pattern)) for pattern in _SOURCES)
+
+
+def compiled_by_a_process(rank: int) -> set[str]:
+    """What a fresh process compiles, rather than reads from disk, to train a little and to render a picture."""
+    config = tiny_config(field={"backend": "numba"}, train={"steps": 3, "log_every": 1})
+    with install_recorder("numba:compile") as recorder:
+        work = tiny_work(config).work
+        train(work, lambda row: None, lambda psnr: None, lambda: False)
+        work.model.render(tiny_scene().cameras.image_rays(0, 1))
+    return {event.data["dispatcher"].py_func.__qualname__ for _, event in recorder.buffer if event.is_start}
+
+
+def test_what_one_process_has_compiled_the_next_reads_from_disk() -> None:
+    run_ranks(1, compiled_by_a_process)
+    assert run_ranks(1, compiled_by_a_process) == [set()]

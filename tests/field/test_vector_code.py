@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from numba import njit
 
-from inf_nerf.field.vector_code import LANES, apply, exponentials, product, relus, sigmoids
+from inf_nerf.field.heads import LEAK
+from inf_nerf.field.vector_code import LANES, apply, exponentials, leaky_relus, move, product, sigmoids
 
 
 @pytest.mark.parametrize(("wide", "out"), [(16, 32), (32, 16), (15, 64), (33, 70), (5, 1), (1, 3), (64, 3), (7, 13)])
@@ -48,7 +49,7 @@ def test_products_of_matrices(columns: int, add: bool, turned: bool) -> None:
 def all_three(values, power, shade, kept, count):
     exponentials(power, 3, count)
     sigmoids(shade, 3, count)
-    relus(kept, 3, count)
+    leaky_relus(kept, 3, count)
 
 
 def test_functions_of_numbers() -> None:
@@ -59,7 +60,7 @@ def test_functions_of_numbers() -> None:
     exact = np.exp(x.astype(np.float64))
     assert np.abs(power / exact - 1).max() < 3e-7
     np.testing.assert_allclose(shade, 1 / (1 + 1 / exact), rtol=1e-6, atol=1e-30)
-    np.testing.assert_array_equal(kept, np.maximum(x, 0))
+    np.testing.assert_array_equal(kept, np.where(x > 0, x, np.float32(LEAK) * x))
     assert all((copy[:3] == 1).all() for copy in copies)
 
 
@@ -71,3 +72,15 @@ def test_numbers_beyond_the_range_stay_finite_and_nan_stays_nan() -> None:
     assert power[0] < 1e-37 and 1e38 < power[1] < np.inf
     assert shade[:4].tolist() == pytest.approx([0, 1, 1, 0], abs=1e-37)
     assert np.isnan(power[4]) and np.isnan(shade[4]) and np.isnan(kept[4])
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 40])
+def test_moved_numbers_arrive_where_they_are_sent(count: int) -> None:
+    @njit
+    def run(source, target, count):
+        move(source, 3, target, 5, count)
+
+    source, target = np.arange(80, dtype=np.float32), np.full(80, -1, np.float32)
+    run(source, target, count)
+    np.testing.assert_array_equal(target[5 : 5 + count], source[3 : 3 + count])
+    assert (target[:5] == -1).all() and (target[5 + -(-count // LANES) * LANES :] == -1).all()

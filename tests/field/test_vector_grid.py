@@ -9,6 +9,7 @@ from numba import njit
 
 from inf_nerf.field import hash_grid, numba_grid
 from inf_nerf.field.hash_grid import GridSpec
+from inf_nerf.field.heads import LEAK
 from inf_nerf.field.numba_grid import levels_of
 from inf_nerf.field.vector_code import LANES, gate
 from inf_nerf.field.vector_grid import CORNERS, PIECE, fetch, find_corners, find_level_corners
@@ -102,10 +103,10 @@ def gated(values, gates, count):
 
 
 @pytest.mark.parametrize("count", [1, 7, LANES, 2 * LANES + 5])
-def test_gates_close_where_they_are_not_positive(count: int) -> None:
+def test_gates_leak_where_they_are_not_positive(count: int) -> None:
     gates = np.resize(np.array([1e-9, 0, -0.0, -2, 3, np.nan], np.float32), count + LANES)
     values = np.arange(1, count + LANES + 1, dtype=np.float32)
-    expected = np.where(gates > 0, values, 0)
+    expected = np.where(gates > 0, values, np.float32(LEAK) * values)
     before = values.copy()
     gated(values, gates, count)
     np.testing.assert_array_equal(values[:count], expected[:count])

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from inf_nerf.octree import partition as partition_module
-from inf_nerf.octree.partition import NODES_SLACK, SHARED, SLACK, Partition, make_partition
+from inf_nerf.octree.partition import NODES_SLACK, SHARED, SLACK, Partition, branch, make_partition, subtrees_after
 from inf_nerf.octree.routing import route
-from inf_nerf.octree.topology import BACKGROUND_KEY, ROOT_KEY, Octree
+from inf_nerf.octree.topology import BACKGROUND_KEY, ROOT_KEY, Octree, key_level, key_name
 
 Trees = Callable[[int], Octree]
 seeds = st.integers(0, 10_000)
@@ -260,3 +260,32 @@ def test_no_ranks_and_no_shared_level_are_refused(num_ranks: int, upper: int) ->
     tree = Octree.from_keys(torch.tensor([1]), torch.tensor([0]), 0.1)
     with pytest.raises(ValueError, match="at least 1"):
         make_partition(tree, num_ranks, upper)
+
+
+def owner_of_nodes(tree: Octree, subtrees: dict[int, int]) -> dict[int, int]:
+    """The part that trained each node below a root."""
+    return {key: part for root, part in subtrees.items() for key in tree.subtree_keys(root)}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 500),
+    num_ranks=st.integers(1, 5),
+    upper=st.integers(1, 4),
+    place=st.floats(0, 1, exclude_max=True),
+    num_parts=st.integers(1, 3),
+)
+def test_nodes_beyond_a_branch_that_was_trained_again_stay_whose_they_were(
+    complete_tree: Trees, seed: int, num_ranks: int, upper: int, place: float, num_parts: int
+) -> None:
+    tree = complete_tree(seed)
+    before = make_partition(tree, num_ranks, upper).subtrees
+    again = int(tree.keys[int(place * tree.num_nodes)])
+    now = make_partition(*branch(tree, key_name(again), num_parts, upper)).subtrees
+    after = subtrees_after(tree, before, key_name(again), now)
+    inside, path = tree.subtree_keys(again), {again >> 3 * up for up in range(1, key_level(again) + 1)}
+    kept = {key: part for key, part in owner_of_nodes(tree, before).items() if key not in inside | path}
+    first = 1 + max(kept.values(), default=-1)
+    assert owner_of_nodes(tree, after) == kept | {key: first + n for key, n in owner_of_nodes(tree, now).items()}
+    assert sum(len(tree.subtree_keys(root)) for root in after) == len(owner_of_nodes(tree, after))  # none in another
+    assert subtrees_after(tree, after, key_name(again), now) == after  # from save to save

@@ -1,11 +1,25 @@
-"""A prepared run that the tests of several stages read; none may write into it."""
+"""What tests of stages share: logging as it was before each, and a prepared run, into which none may write."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipelines import prepare, synth
+from pipelines.options import PACKAGES
 from tests.pipelines.small_city import CONFIG, cut_here
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """The command line sets up logging for its process; tests share one."""
+    loggers = [logging.getLogger(name) for name in (None, *PACKAGES)]
+    before = [(list(logger.handlers), logger.level) for logger in loggers]
+    yield
+    for logger, (handlers, level) in zip(loggers, before, strict=True):
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

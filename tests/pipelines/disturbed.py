@@ -57,7 +57,14 @@ def prepared_city(folder: Path) -> Path:
 class Training:
     """``inf-nerf train`` on a copy of a prepared run, or again on the same one."""
 
-    def __init__(self, run_dir: Path, *overrides: str, prepared: Path | None = None, **environment: str) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *overrides: str,
+        prepared: Path | None = None,
+        resume: str | None = None,
+        **environment: str,
+    ) -> None:
         self.run_dir = run_dir
         if prepared is not None:
             shutil.copytree(prepared, run_dir)
@@ -65,6 +72,7 @@ class Training:
         config.write_text(settings(*overrides).to_yaml())
         self._output = run_dir.with_name(f"{run_dir.name}-{time.monotonic_ns()}.txt")
         command = ["train", "--config", str(config), "--output-dir", str(run_dir)]
+        command += ["--resume", resume] if resume is not None else []
         # Ray looks at its workers every two seconds by default, and waits a minute for those of a lost node
         quick = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
         with open(self._output, "w") as output:

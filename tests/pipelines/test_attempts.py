@@ -10,12 +10,13 @@ from ray.train import ControllerError, WorkerGroupError
 
 from inf_nerf.config import load_config
 from inf_nerf.errors import InputError
+from inf_nerf.octree.load import TILE_TABLE
 from inf_nerf.octree.partition import Partition
 from pipelines import attempts, cli
 from pipelines.division import Dealing
 
 CONFIG = load_config(overrides=["train.max_failures=2", "train.num_workers=[1, 3]", "train.cpus_per_worker=0.5"])
-ALONE = Dealing(lambda _: Partition(frozenset(), (frozenset(),), ((),)), {}, 2.0)
+ALONE = Dealing(lambda _: Partition(frozenset(), (frozenset(),), ((),)), {"train": TILE_TABLE.empty_table()}, 2.0)
 
 
 @pytest.fixture

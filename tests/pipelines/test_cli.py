@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,8 @@ from inf_nerf.errors import InputError
 from pipelines import cli
 
 ROOT = Path(__file__).parents[2]
-STAGES = "synth prepare plan train eval render view report export compare track demo".split()
+STAGES = "synth prepare plan train eval render view report plot export compare analyze monitor track demo".split()
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """The command line sets up logging for its process; tests share one."""
-    loggers = [logging.getLogger(name) for name in (None, *cli.PACKAGES)]
-    before = [(list(logger.handlers), logger.level) for logger in loggers]
-    yield
-    for logger, (handlers, level) in zip(loggers, before, strict=True):
-        logger.handlers[:] = handlers
-        logger.setLevel(level)
 
 
 @pytest.fixture
@@ -88,7 +77,7 @@ def test_a_wrong_command_line_exits_with_2(arguments: list[str], capsys: pytest.
 
 def test_train_flags_are_config_keys(stage: Callable[..., Calls], tmp_path: Path) -> None:
     calls = stage("train", 0)
-    flags = "--workers 2 --steps 30 --lr 2e-3 --batch-size 64 --experiment-name 1e3 --resume latest --data-root photos"
+    flags = "--workers 2 --steps 30 --lr 2e-3 --batch-size 64 --project-name 1e3 --resume latest --data-root photos"
     assert cli.main(["train", "--output-dir", str(tmp_path), *flags.split()]) == 0
     expected = load_config(
         overrides=[
@@ -102,6 +91,59 @@ def test_train_flags_are_config_keys(stage: Callable[..., Calls], tmp_path: Path
     ((arguments, named),) = calls
     assert arguments == (expected, tmp_path)
     assert named == {"data_root": Path("photos"), "resume": "latest"}
+
+
+def test_options_of_other_trainers_are_accepted(stage: Callable[..., Calls], tmp_path: Path) -> None:
+    calls = stage("train", 0)
+    flags = (
+        f"--data_root photos --output_dir {tmp_path} --resume latest --epochs 2.5 --batch_size 64 --lr 2e-3 "
+        "--distributed --local_rank 0 --world_size 2 --debug --log_level WARNING --profiler --wandb "
+        "--project_name city --experiment_name first"
+    )
+    assert cli.main(["train", *flags.split()]) == 0
+    assert logging.getLogger("pipelines").level == logging.DEBUG
+    expected = load_config(
+        overrides=[
+            "train.epochs=2.5",
+            "train.batch_size=64",
+            "train.lr_init=2e-3",
+            "train.num_workers=2",
+            "train.profiler=true",
+            "debug.enabled=true",
+            "tracking.enabled=true",
+            "tracking.experiment=city",
+            "tracking.run_name=first",
+        ]
+    )
+    assert calls == [((expected, tmp_path), {"data_root": Path("photos"), "resume": "latest"})]
+
+
+@pytest.mark.parametrize(
+    ("flags", "answer"),
+    [
+        ("--local_rank 1", "Ray starts and numbers the workers itself"),
+        ("--distributed", "give --workers in its place"),
+        ("--world_size 2 --workers 3", "give --workers alone"),
+        ("--epochs 2 --steps 30", "give one of them"),
+    ],
+)
+def test_options_of_other_trainers_that_say_nothing_here_are_answered(
+    stage: Callable[..., Calls], tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: str, answer: str
+) -> None:
+    calls = stage("train", 0)
+    assert cli.main(["train", "--output-dir", str(tmp_path), *flags.split()]) == 2
+    assert answer in capsys.readouterr().err
+    assert not calls
+
+
+def test_steps_take_the_place_of_epochs(stage: Callable[..., Calls], tmp_path: Path) -> None:
+    calls = stage("train", 0)
+    file = tmp_path / "some.yaml"
+    file.write_text("train: {epochs: 3, steps: 5}")
+    command = ["train", "--config", str(file), "--output-dir", str(tmp_path / "run")]
+    cli.main(command)
+    cli.main([*command, "--steps", "7"])
+    assert [(call[0][0].train.epochs, call[0][0].train.steps) for call in calls] == [(3, 5), (None, 7)]
 
 
 def test_overrides_are_stronger_than_flags_and_flags_than_the_file(stage: Callable[..., Calls], tmp_path: Path) -> None:
@@ -133,13 +175,34 @@ def test_eval_and_render_leave_the_choice_of_settings_to_the_checkpoint(
     assert cli.main(["eval", str(tmp_path)]) == 0
     assert evaluated == [((tmp_path, None, None, None, None, None), {})]
     assert cli.main(["render", str(tmp_path), "--path", "zoom", "--out", "z.mp4", "--mode", "level"]) == 0
-    assert rendered == [((tmp_path, "zoom", Path("z.mp4")), {"mode": "level", "config": None, "memory_budget": None})]
+    assert rendered == [
+        ((tmp_path, "zoom", Path("z.mp4")), {"mode": "level", "config": None, "memory_budget": None, "workers": None})
+    ]
 
 
 @pytest.mark.parametrize("code", [0, 130, 143])
 def test_the_exit_code_of_a_training_is_passed_on(stage: Callable[..., Calls], tmp_path: Path, code: int) -> None:
     stage("train", code)
     assert cli.main(["train", "--output-dir", str(tmp_path)]) == code
+
+
+def test_sigterm_lets_any_command_close_what_is_open(
+    stage: Callable[..., Calls], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage("evaluate")
+    closed: list[bool] = []
+
+    def evaluate(*_: object, **__: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr("pipelines.evaluate.run", evaluate)
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main(["eval", str(tmp_path)]) == 143
+    assert closed == [True] and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_bad_input_is_one_sentence_on_stderr(
@@ -217,7 +280,10 @@ def test_an_unknown_key_stops_every_stage_before_it_starts(
         "view": [str(tmp_path)],
         "report": [str(tmp_path)],
         "export": [str(tmp_path), "--to", "points", "--out", "x.ply"],
+        "plot": [str(tmp_path)],
         "compare": [str(tmp_path)],
+        "analyze": [str(tmp_path)],
+        "monitor": [str(tmp_path)],
         "track": [str(tmp_path)],
         "demo": ["--output-dir", str(tmp_path / "demo")],
     }[name]
@@ -347,6 +413,10 @@ def test_the_whole_path_with_two_workers_is_recorded_in_mlflow(
         assert "Traceback" not in done.stderr
     rows = [json.loads(line) for line in (here / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 40
+    for rank in (0, 1):
+        said = [json.loads(line) for line in (here / f"run/logs/rank{rank}.jsonl").read_text().splitlines()]
+        assert {(line["run"], line["rank"]) for line in said} == {(rows[0]["run"], rank)}
+        assert any(line["message"] == "Saved step 40." for line in said)
 
     reference = json.loads((here / "run" / "mlflow_run.json").read_text())
     client = MlflowClient(mlflow_uri)

@@ -1,6 +1,7 @@
 """How a training is divided: every draw is made once, and what is said of it adds up."""
 
 import io
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,16 @@ import pytest
 import torch
 from rich.console import Console
 
+from inf_nerf.config import Config
 from inf_nerf.errors import InputError
 from inf_nerf.field.field import node_parameters
 from inf_nerf.octree.load import draws_of, imbalance, tile_ranks
-from inf_nerf.octree.partition import make_partition
+from inf_nerf.octree.partition import Partition, make_partition
 from inf_nerf.octree.tiles import tile_file
+from inf_nerf.octree.topology import Octree
 from inf_nerf.train.assembly import part_of
-from pipelines import prepare
+from inf_nerf.train.turns import partition_in_turns
+from pipelines import division, prepare
 from pipelines.division import Dealing, describe, division_table, read_tile_table, tile_tables
 from pipelines.ingest import read_tiles
 from tests.pipelines.small_city import CONFIG, changed
@@ -69,6 +73,28 @@ def test_how_often_a_pixel_is_drawn_does_not_depend_on_the_number_of_ranks(
     table = read_tile_table(files, city_prepared.identity)
     alone = dict(zip(table["tile"].to_pylist(), draws_of(table, CONFIG.data.level_boost), strict=True))
     assert drawn == pytest.approx({tile: batch_size * draws for tile, draws in alone.items()}, rel=1e-5)
+
+
+def test_a_partition_is_made_once_and_workers_make_their_own(
+    city_run: Path, city_prepared: prepare.Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def counted(config: Config, octree: Octree, num_ranks: int, load: torch.Tensor | None = None) -> Partition:
+        made.append(num_ranks)
+        return partition_in_turns(config, octree, num_ranks, load)
+
+    monkeypatch.setattr(division, "partition_in_turns", counted)
+    dealing = Dealing.of(CONFIG, city_prepared.octree, tile_tables(city_run, city_prepared))
+    assert dealing.partition_of(2) is dealing.partition_of(2)
+    assert dealing.loads(2) and dealing.tiles(2) and made == [2]
+    sent = pickle.loads(pickle.dumps(dealing.partition_of))
+    assert sent(2) == dealing.partition_of(2) and made == [2, 2]
+    for num_ranks in range(1, 20):
+        dealing.partition_of(num_ranks)
+    assert len(made) == 20  # 2 was at hand
+    dealing.partition_of(2)
+    assert len(made) == 21  # the latest alone are kept
 
 
 def test_masked_pixels_make_no_load(city_run: Path, city_prepared: prepare.Prepared, tmp_path: Path) -> None:
@@ -132,3 +158,13 @@ def test_a_subtree_that_the_tree_has_not_is_one_sentence(
 ) -> None:
     with pytest.raises(InputError, match=said):
         Dealing.of(changed(f"train.subtree={name}"), city_prepared.octree, tile_tables(city_run, city_prepared))
+
+
+def test_epochs_become_steps_by_the_pixels_of_train_tiles(city_run: Path, city_prepared: prepare.Prepared) -> None:
+    dealing = Dealing.of(CONFIG, city_prepared.octree, tile_tables(city_run, city_prepared))
+    scene, levels = city_prepared.scene, range(CONFIG.scene.pyramid_levels)
+    sizes = [scene.cameras.level_size(photo, level) for photo in scene.train for level in levels]
+    assert dealing.pixels == sum(width * height for width, height in sizes)
+    batch = CONFIG.train.batch_size
+    assert dealing.in_steps(changed("train.epochs=1.5")).train.steps == -(-1.5 * dealing.pixels // batch)
+    assert dealing.in_steps(CONFIG) == CONFIG

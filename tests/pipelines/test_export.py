@@ -41,8 +41,14 @@ def test_points_lie_on_the_ground_that_was_photographed(run_dir: Path, tmp_path:
     assert figures["references"] > 100
     assert figures["median_distance"] < NEAR
     assert figures["georeference"] is None
-    assert json.loads((tmp_path / "ground_export.json").read_text()) == figures
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ground.ply", "ground_export.json"]
+    assert json.loads((tmp_path / "ground.ply_export.json").read_text()) == figures
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ground.ply", "ground.ply_export.json"]
+
+
+def test_exports_that_differ_in_their_suffix_keep_their_figures(run_dir: Path, tmp_path: Path) -> None:
+    for name in ("ground.png", "ground.tif"):
+        stage.run(run_dir, "ortho", tmp_path / name, gsd=0.1)
+    assert len(list(tmp_path.glob("*_export.json"))) == 2
 
 
 @pytest.mark.parametrize("budget", [None, "60%"])

@@ -17,7 +17,8 @@ from tests.pipelines.disturbed import SAVE_EVERY, STEPS, Training, prepared_city
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-SAME_DB = 0.2
+SAME_DB = 0.2  # on as many workers
+OTHER_WORKERS_DB = 0.5  # random numbers differ
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +84,9 @@ def test_a_worker_that_is_killed_at_a_random_step_costs_nothing_but_time(
     assert abs(running.psnr() - undisturbed) <= SAME_DB
 
 
+@pytest.mark.long
 def test_a_worker_that_stands_still_in_a_collective_is_replaced_within_its_timeout(
-    training: Callable[..., Training],
+    training: Callable[..., Training], undisturbed: float
 ) -> None:
     running = training("train.collective_timeout_seconds=30")
     running.wait_for(lambda: running.step() >= STEPS // 3)
@@ -98,11 +100,11 @@ def test_a_worker_that_stands_still_in_a_collective_is_replaced_within_its_timeo
     assert noticed < 150  # half a minute, and Ray's patience with a worker that does not answer
     assert last - saved <= SAVE_EVERY + 2
     assert_every_step_once(running)
-    assert running.psnr() > 10
+    assert abs(running.psnr() - undisturbed) <= SAME_DB
 
 
 def test_a_driver_that_is_killed_is_followed_by_the_same_command_on_any_number_of_workers(
-    training: Callable[..., Training],
+    training: Callable[..., Training], undisturbed: float
 ) -> None:
     first = training()
     first.wait_for(lambda: first.step() > SAVE_EVERY + 4)
@@ -128,11 +130,13 @@ def test_a_driver_that_is_killed_is_followed_by_the_same_command_on_any_number_o
     newest = latest_checkpoint(third.run_dir)
     assert newest is not None
     assert read_manifest(newest)["num_workers"] == 3
-    assert third.psnr() > 10
+    print(f"three workers in the end: {third.psnr():.3f} dB, undisturbed {undisturbed:.3f} dB")
+    assert abs(third.psnr() - undisturbed) <= OTHER_WORKERS_DB
 
 
+@pytest.mark.long
 def test_signals_before_the_first_step_and_in_a_save_save_first_and_the_same_command_goes_on(
-    training: Callable[..., Training],
+    training: Callable[..., Training], undisturbed: float
 ) -> None:
     run = training()
     run.wait_for(run.workers)
@@ -149,5 +153,6 @@ def test_signals_before_the_first_step_and_in_a_save_save_first_and_the_same_com
 
     run = training()
     run.end(0)
-    assert run.psnr() > 10
+    print(f"stopped twice: {run.psnr():.3f} dB, undisturbed {undisturbed:.3f} dB")
+    assert abs(run.psnr() - undisturbed) <= SAME_DB
     assert_every_step_once(run)

@@ -1,5 +1,7 @@
 """Memory of real Ray workers: what is held in parts stays under its cap while the whole is several times as large."""
 
+import ctypes
+import gc
 import io
 import json
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray.train
@@ -96,8 +99,16 @@ def watch_the_reservoir(settings: dict[str, Any]) -> None:
     Path(settings["out"]).write_text(json.dumps(figures))
 
 
+def bytes_in_use() -> int:
+    """Unique memory without what allocators keep for later, which they give back by and by."""
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    ctypes.CDLL(None).malloc_trim(0)
+    return unique_bytes()
+
+
 def watch_the_cutting(rank: int, run_dir: Path) -> dict[str, Any]:
-    """Cut photos as a Ray task does; the peak of each beyond what the process takes."""
+    """Cut photos as a Ray task does; the peak of each beyond what the process takes, and what some more leave."""
     prepared = prepare.read_prepared(run_dir)
 
     def cut(photo: int) -> None:
@@ -110,16 +121,22 @@ def watch_the_cutting(rank: int, run_dir: Path) -> dict[str, Any]:
         with PeakMemory(0.01) as busy:
             cut(photo)
         peaks.append(busy.peak - before)
-    return {"peaks": peaks}
+    before = bytes_in_use()
+    for photo in prepared.scene.train[6:12]:
+        cut(photo)
+    return {"peaks": peaks, "left": bytes_in_use() - before}
 
 
 @pytest.mark.slow
 def test_cutting_holds_one_photo_however_many_there_are(run_dir: Path) -> None:
     (figures,) = run_ranks(1, watch_the_cutting, run_dir)
     each = [peak / (WIDTH * HEIGHT) for peak in figures["peaks"]]
-    print("bytes for a pixel of the photo:", [round(value, 1) for value in each])
+    left = figures["left"] / (WIDTH * HEIGHT)
+    print("bytes for a pixel of the photo:", [round(value, 1) for value in each], "left by six:", round(left, 1))
     assert max(each) <= BYTES_PER_PIXEL
-    assert max(each[3:]) <= 1.1 * max(each[:3])
+    # Peaks are not compared: the largest allocations live for less than the time between two looks, so some are not
+    # seen.  A decoded photo is 3 bytes a pixel: six that are kept would leave 18.
+    assert left <= 3
 
 
 @pytest.mark.slow

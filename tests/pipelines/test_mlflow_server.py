@@ -17,7 +17,9 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.mlflow_store import SPOOL_FILE
-from pipelines.spool import Spool
+from pipelines.spool import STEP, Spool
+from pipelines.tracking import numbers
+from tests.pipelines.disturbed import Training, prepared_city
 from tests.pipelines.test_cli import environment, run_program
 
 SECONDS = 400.0  # that anything may take on a busy machine
@@ -101,7 +103,6 @@ with Tracker(load_config(overrides=[f"tracking.uri={uri}"]), Path("run")) as tra
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_driver_whose_server_is_away_for_a_while_tells_it_every_point(server: Server, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
@@ -142,7 +143,47 @@ def test_a_driver_whose_server_is_away_for_a_while_tells_it_every_point(server: 
 
 
 @pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_training_on_ray_workers_tells_a_server_that_was_away_every_point_of_every_row(
+    server: Server, tmp_path: Path
+) -> None:
+    prepared = prepared_city(tmp_path / "prepared")
+    endless = ("tracking.enabled=true", f"tracking.uri={server.uri}", "train.steps=1000000")
+    training = Training(tmp_path / "run", *endless, prepared=prepared)
+    try:
+        reference = training.run_dir / "mlflow_run.json"
+        training.wait_for(lambda: training.step() > 10)
+        run_id = json.loads(reference.read_text())["run_id"]
+        client = MlflowClient(server.uri)
+
+        def newest() -> int:
+            """The last step that the server knows of; 0 before."""
+            return max((point.step for point in client.get_metric_history(run_id, "loss")), default=0)
+
+        training.wait_for(newest)
+        server.stop()
+        stopped_at = training.step()
+        training.wait_for(lambda: training.step() > stopped_at + 40)
+        server.start()
+        training.wait_for(lambda: newest() > stopped_at + 40)
+        said = training.end(130, signal.SIGINT)
+    finally:
+        training.close()
+    assert said.count("cannot be written to") == 1 and "still misses" not in said
+    rows = training.rows()
+    assert stopped_at + 40 < rows[-1][STEP] in (training.saved(), training.saved() - 1)  # rows come every second step
+    expected: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        for name, value in numbers({name: value for name, value in row.items() if name != STEP}):
+            expected.setdefault(name, []).append((row[STEP], value))
+    assert {"loss", "psnr", "lr"} <= expected.keys()
+    for name, points in expected.items():
+        assert [(point.step, point.value) for point in client.get_metric_history(run_id, name)] == points, name
+    assert client.get_run(run_id).info.status == "KILLED"
+    assert len(Spool(training.run_dir / SPOOL_FILE)) == 0
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_next_driver_and_track_send_what_a_killed_one_could_not(
     server: Server, tmp_path: Path, mlflow_template: Path

@@ -1,5 +1,6 @@
 """A plan says before a training what it takes; a real one then takes that."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -83,6 +84,47 @@ def test_the_figures_of_a_plan_add_up(city_run: Path, city_prepared: prepare.Pre
     assert found["hours"]["train"] == pytest.approx(hours) and found["hours"]["limit"] == "train.steps"
     limited = plan.run(changed("train.max_seconds=18"), None, city_run)["hours"]
     assert limited["train"] == pytest.approx(0.005) and limited["limit"] == "train.max_seconds"
+
+
+def test_hours_are_those_of_workers_that_share_the_cores_of_this_machine_or_have_their_own(
+    city_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[int] = []
+
+    def hours(*overrides: str, device: str = "cpu") -> float:
+        measured = dataclasses.replace(MEASURED, device=device)
+        monkeypatch.setattr(plan, "calibrate", lambda *given: asked.append(given[-1]) or measured)
+        config = changed("train.steps=7200", "train.cpus_per_worker=4", *overrides)
+        return plan.run(config, None, city_run)["hours"]["train"]
+
+    monkeypatch.setattr(plan, "available_cores", lambda: 2)
+    assert hours("train.num_workers=1") == pytest.approx(1)
+    assert hours("train.num_workers=3") == pytest.approx(3)
+    assert asked == [2, 2]  # no more threads than there are cores
+    assert capsys.readouterr().out.count("Workers that share the 2 cores take 3 times as long.") == 1
+    assert hours("train.num_workers=3", "train.gpus_per_worker=1", device="cuda") == pytest.approx(1)
+    assert hours("train.num_workers=4", "train.gpus_per_worker=0.5", device="cuda") == pytest.approx(2)
+    assert "Workers that share a GPU take 2 times" in capsys.readouterr().out
+    assert hours("train.num_workers=3", "train.gpus_per_worker=1") == pytest.approx(3)
+    assert "There is no GPU here" in capsys.readouterr().out
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert hours("train.num_workers=3") == pytest.approx(1)
+
+
+@pytest.mark.usefixtures("_measured")
+def test_a_tree_that_may_grow_is_planned_at_its_largest(city_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    static, grows, capped = (
+        plan.run(changed("train.num_workers=1", *more), None, city_run)
+        for more in ((), ("octree.update_every=10",), ("octree.update_every=10", "octree.max_nodes=1"))
+    )
+    assert grows["octree"]["most_nodes"] == 2 * static["octree"]["nodes"] == 2 * grows["octree"]["nodes"]
+    assert capped["octree"]["most_nodes"] == static["octree"]["most_nodes"] == static["octree"]["nodes"]
+    assert capped["ranks"] == static["ranks"] and capped["disk_bytes"] == static["disk_bytes"]
+    (before,), (after,) = (each["ranks"] for each in (static, grows))
+    for part in ("fields", "occupancy"):
+        assert after["memory_bytes"][part] > 1.9 * before["memory_bytes"][part], part
+    assert grows["disk_bytes"]["checkpoint"] > 1.9 * static["disk_bytes"]["checkpoint"]
+    assert capsys.readouterr().out.count("the tree may grow to") == 1
 
 
 @pytest.fixture
@@ -204,7 +246,7 @@ def peaks_of(command: list[str], folder: Path) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_workers_on_the_demo_city_use_the_memory_that_was_planned(tmp_path: Path, workers: int) -> None:
     synth.run(tmp_path / "city", blocks=3, photos=24, size=320)
     shared = ["--config", str(ROOT / "configs/demo.yaml"), "--data-root", "city", "--workers", str(workers)]

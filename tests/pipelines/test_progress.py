@@ -92,7 +92,7 @@ def test_what_is_shown_names_the_figures(metrics: Path, terminal: bool) -> None:
         progress.update()
     shown = out.getvalue()
     for text in (
-        "waiting for the first step",
+        "waiting for the first row of metrics (one every 20 steps)",
         "step 20/100",
         "51,23",
         "12.3",

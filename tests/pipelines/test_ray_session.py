@@ -10,6 +10,7 @@ import ray
 
 from inf_nerf.config import load_config
 from inf_nerf.errors import InputError
+from inf_nerf.octree.load import TILE_TABLE
 from inf_nerf.octree.partition import Partition
 from pipelines import attempts
 from pipelines.division import Dealing
@@ -83,6 +84,6 @@ def test_local_training_uses_the_cores_that_this_process_may_use(
     monkeypatch.setattr(attempts, "TorchTrainer", trainer)
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
-    dealing = Dealing(lambda _: Partition(frozenset(), (frozenset(),), ((),)), {}, 2.0)
+    dealing = Dealing(lambda _: Partition(frozenset(), (frozenset(),), ((),)), {"train": TILE_TABLE.empty_table()}, 2.0)
     attempts.fit(load_config(overrides=["train.num_workers=0"]), tmp_path, dealing, None)
     assert threads == [3]

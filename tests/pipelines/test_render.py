@@ -11,7 +11,9 @@ from PIL import Image
 
 from inf_nerf.config import Config
 from inf_nerf.errors import InputError
+from pipelines import frames
 from pipelines import render as stage
+from tests.pipelines.tiny_run import train_tiny
 from tests.plane_scene import PlaneModel, as_checkpoint, plane_scene
 
 CONFIG = Config.model_validate({"render": {"width": 65, "height": 49, "frames": 5, "fps": 5}})
@@ -30,7 +32,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return checkpoint
 
     monkeypatch.setattr(stage, "find_checkpoint", lambda run_dir: run_dir)
-    monkeypatch.setattr(stage, "load_checkpoint", load)
+    monkeypatch.setattr(frames, "load_checkpoint", load)
     return folder
 
 
@@ -40,11 +42,11 @@ def test_video_of_odd_size_has_all_frames_and_even_sides(run_dir: Path, tmp_path
     figures = stage.run(run_dir, "zoom", out)
     reader = imageio_ffmpeg.read_frames(str(out))
     meta: Any = next(reader)
-    frames = [np.frombuffer(frame, np.uint8).reshape(50, 66, 3) for frame in reader if isinstance(frame, bytes)]
+    seen = [np.frombuffer(frame, np.uint8).reshape(50, 66, 3) for frame in reader if isinstance(frame, bytes)]
     assert meta["size"] == (66, 50)
-    assert len(frames) == 5
-    assert frames[0].std() > 5
-    assert not np.array_equal(frames[0], frames[-1])
+    assert len(seen) == 5
+    assert seen[0].std() > 5
+    assert not np.array_equal(seen[0], seen[-1])
     assert sorted(path.name for path in out.parent.iterdir()) == [f"zoom.{suffix}", "zoom_frames.json"]
     assert json.loads((out.parent / "zoom_frames.json").read_text()) == figures
     assert figures["frames"] == len(figures["nodes_touched"]) == len(figures["level_share"]) == 5
@@ -93,8 +95,25 @@ def test_failing_frame_leaves_no_video(run_dir: Path, tmp_path: Path, monkeypatc
         calls.append(arguments)
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(stage, "render_frame", fail)
+    monkeypatch.setattr(frames, "render_frame", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         stage.run(run_dir, "orbit", tmp_path / "videos" / "a.mp4")
     assert len(calls) == 1
     assert list((tmp_path / "videos").iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [None, "60%"])
+def test_frames_of_ray_workers_are_those_of_one_process(tmp_path: Path, budget: str | None) -> None:
+    trained = train_tiny(tmp_path / "trained")
+    alone = stage.run(trained, "orbit", tmp_path / "alone", memory_budget=budget)
+    shared = stage.run(trained, "orbit", tmp_path / "shared", memory_budget=budget, workers=2)
+    names = sorted(path.name for path in (tmp_path / "alone").glob("*.png"))
+    assert len(names) == 3
+    assert all((tmp_path / "alone" / name).read_bytes() == (tmp_path / "shared" / name).read_bytes() for name in names)
+    assert ("memory" in shared) == (budget is not None)
+    for figures in (alone, shared):
+        figures.pop("memory", None)
+    assert shared == alone
+    with pytest.raises(InputError, match=r"999 workers need more than .* lower --workers"):
+        stage.run(trained, "orbit", tmp_path / "many", workers=999)

@@ -116,6 +116,38 @@ def test_changed_metric_changes_its_curve(run_dir: Path, key: str) -> None:
     assert sum(one != other for one, other in pairs) == 1
 
 
+def test_analysis_is_of_the_rows_and_the_logs(run_dir: Path) -> None:
+    before = section(page(run_dir), "Analysis")
+    assert "too short" in before and "There are no logs in the run" in before
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = [{**rows[0], "step": step, "psnr": 10 + 2 * step**0.5} for step in range(1, 41)]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run_dir / "logs").mkdir()
+    said = {"time": "2026-05-04T10:00:00.000Z", "level": "ERROR", "rank": 3, "message": "A <tile> is damaged; cut it."}
+    (run_dir / "logs" / "rank3.jsonl").write_text(json.dumps(said) + "\n")
+    after = section(page(run_dir), "Analysis")
+    assert "still improving" in after and "expected to have" in after
+    assert "A &lt;tile&gt; is damaged" in after and "Cut it." in after
+
+
+def test_changed_profile_changes_the_table_and_the_timeline(run_dir: Path) -> None:
+    before = section(page(run_dir), "Time")
+    assert "forward/render/field" in before and "Of the latest steps" in before
+    change(run_dir / "profile/rank0.json", ("sections", "backward", "own"), 7125.0)
+    changed = section(page(run_dir), "Time")
+    assert "7,125" in changed and "7,125" not in before
+    change(run_dir / "profile/rank0.json", ("timeline", "slowest", "step"), 98765)
+    assert "98765" in section(page(run_dir), "Time")
+
+
+def test_workers_are_compared_where_there_are_several(run_dir: Path) -> None:
+    change(run_dir / "profile/rank0.json", ("num_ranks",), 2)
+    other = json.loads((run_dir / "profile/rank0.json").read_text()) | {"rank": 1}
+    (run_dir / "profile/rank1.json").write_text(json.dumps(other))
+    (run_dir / "profile/rank2.json").write_text("of a run with more workers")
+    assert "worker 1" in section(page(run_dir), "Time") and "worker 2" not in section(page(run_dir), "Time")
+
+
 def test_configuration_lists_differences_alone(run_dir: Path) -> None:
     found = section(page(run_dir), "Configuration")
     rows = re.findall(r"<tr><td>([^<]*)</td><td[^>]*>([^<]*)</td><td[^>]*>([^<]*)</td>", found)
@@ -135,11 +167,12 @@ def test_octree_and_data_are_those_of_the_run(run_dir: Path) -> None:
 
 
 def test_what_is_missing_is_said_in_its_section(run_dir: Path) -> None:
-    for name in ("metrics.jsonl", "eval.json", "pictures/eval_sheet.png"):
+    for name in ("metrics.jsonl", "eval.json", "pictures/eval_sheet.png", "profile/rank0.json"):
         (run_dir / name).unlink()
     text = page(run_dir)
     for title, said in (
         ("Training", "no metrics.jsonl"),
+        ("Time", "no profile in the run"),
         ("Held-out photos", "no eval.json"),
         ("Worst photos", "no eval.json"),
         ("Sheet", "no pictures/eval_sheet.png"),

@@ -11,6 +11,7 @@ import pytest
 from inf_nerf.errors import InputError
 from inf_nerf.train.checkpoint import save_checkpoint
 from inf_nerf.train.manifest import MANIFEST, digest_of, latest_checkpoint
+from pipelines.options import chosen
 from pipelines.prepare import Prepared
 from pipelines.resume import refuse_unfit, set_aside_later, starting_point
 from tests.train.tiny import tiny_config, tiny_octree, tiny_scene, tiny_work
@@ -49,7 +50,7 @@ def rewrite(checkpoint: Path, change: dict[str, Any]) -> None:
 
 
 def prepared(identity: str) -> Prepared:
-    return cast(Prepared, SimpleNamespace(identity=identity))
+    return cast(Prepared, SimpleNamespace(identity=identity, ancestors=()))
 
 
 def test_a_run_starts_from_nothing_and_continues_from_its_newest(run_dir: Path, tmp_path: Path) -> None:
@@ -70,6 +71,30 @@ def test_operational_keys_may_change_and_others_only_on_resume(run_dir: Path) ->
     with pytest.raises(InputError, match=r"data\.swap_every is 5, but .* was made with 3; use another --output-dir"):
         starting_point(longer, run_dir, None)
     assert starting_point(longer, run_dir, "latest") == folder(run_dir, 6)
+
+
+def test_looking_closer_is_no_other_training(run_dir: Path) -> None:
+    closer = tiny_config(
+        train={"keep_checkpoints": 9}, debug={"enabled": True}, monitor={"loss_spike": 9.0}, profile={"sections": False}
+    )
+    assert starting_point(closer, run_dir, None) == folder(run_dir, 6)
+
+
+def test_the_best_is_that_of_the_val_photos(run_dir: Path, tmp_path: Path) -> None:
+    for resume, missing in (("best", "no complete checkpoint to resume"), ("latest", "no complete checkpoint")):
+        with pytest.raises(InputError, match=missing):
+            starting_point(CONFIG, tmp_path / "new", resume)
+    with pytest.raises(InputError, match=r"No checkpoint in .* was scored by val photos"):
+        starting_point(CONFIG, run_dir, "best")
+    for step, score in ((2, 20.0), (4, 22.0), (6, 21.0)):
+        rewrite(folder(run_dir, step), {"val_psnr": score})
+    assert starting_point(CONFIG, run_dir, "best") == folder(run_dir, 4)
+    assert chosen(str(run_dir), "best") == folder(run_dir, 4)
+    assert chosen(str(run_dir), "6") == chosen(str(run_dir), str(folder(run_dir, 6))) == folder(run_dir, 6)
+    assert chosen(str(run_dir), None) == chosen(str(run_dir), "latest") == run_dir
+    for other in ("5", str(tmp_path)):
+        with pytest.raises(InputError, match="is not a complete checkpoint"):
+            chosen(str(run_dir), other)
 
 
 @pytest.mark.parametrize(
@@ -145,3 +170,13 @@ def test_a_damaged_checkpoint_that_was_named_is_refused_and_left_alone(run_dir: 
             starting_point(CONFIG, run_dir, resume)
     assert names(run_dir) == {"00000002", "00000004", "00000006"}
     assert starting_point(CONFIG, run_dir, str(folder(run_dir, 4))) is not None
+
+
+def test_epochs_say_the_same_steps_again(run_dir: Path) -> None:
+    epochs = {"train": CONFIG.train.model_copy(update={"epochs": 2.0, "steps": 77}).model_dump(mode="json")}
+    rewrite(folder(run_dir, 6), {"config": CONFIG.model_dump(mode="json") | epochs})
+    asked = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"epochs": 2.0})})
+    assert starting_point(asked, run_dir, None) is not None
+    for other in (CONFIG, CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"epochs": 3.0})})):
+        with pytest.raises(InputError, match=r"train\.(steps|epochs) is"):
+            starting_point(other, run_dir, None)

@@ -19,8 +19,8 @@ from inf_nerf.config import load_config
 from inf_nerf.errors import InputError
 from inf_nerf.train.manifest import latest_checkpoint, read_manifest
 from pipelines import prepare, sweep
-from pipelines.journal import JOURNAL_FILE, Journal, Report
-from pipelines.sweep_file import load_sweep
+from pipelines.sweeping.journal import JOURNAL_FILE, Journal, Report
+from pipelines.sweeping.sweep_file import load_sweep
 from tests.pipelines.disturbed import CITY, SETTINGS
 from tests.pipelines.small_city import cut_here
 
@@ -94,7 +94,6 @@ def states(journal: Journal) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_a_sweep_whose_driver_is_killed_is_finished_by_resume(mlflow_uri: str, tmp_path: Path) -> None:
     path = write_sweep(
         tmp_path, "tracking.enabled=true", "train.cpus_per_worker=1", num_samples=5, searcher="optuna", reports=4
@@ -216,7 +215,6 @@ def test_a_signal_ends_a_sweep_that_says_how_to_go_on_and_a_failing_trial_is_in_
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_a_trial_with_ray_train_reports_what_its_workers_do(tmp_path: Path) -> None:
     path = write_sweep(tmp_path, steps=20, reports=2, trials="trainer", space={"loss.lambda_depth": {"grid": [0.1]}})
     sweep_dir = tmp_path / "sweep"
@@ -266,11 +264,11 @@ def test_a_prepared_run_is_read_and_must_fit(tmp_path: Path, city_run: Path) -> 
 
 def test_a_trial_saves_at_its_reports(tmp_path: Path) -> None:
     wanted = load_sweep(write_sweep(tmp_path, "train.max_seconds=80", steps=100, reports=8))
-    config = sweep.trial_config(wanted, "direct", {"loss.lambda_depth": 0.25}, "name-000")
+    config = sweep.trial_config(wanted, "direct", {"loss.lambda_depth": 0.25}, "name-000", 1000)
     assert (config.train.save_every, config.train.save_seconds, config.train.num_workers) == (13, 10.0, 0)
     assert (config.loss.lambda_depth, config.tracking.run_name) == (0.25, "name-000")
-    assert sweep.trial_config(wanted, "trainer", {"train.steps": 16}, "n").train.save_every == 2
-    assert sweep.trial_config(wanted, "trainer", {}, "n").train.num_workers == 2
+    assert sweep.trial_config(wanted, "trainer", {"train.steps": 16}, "n", 1000).train.save_every == 2
+    assert sweep.trial_config(wanted, "trainer", {}, "n", 1000).train.num_workers == 2
 
 
 @pytest.mark.usefixtures("_without_ray")
@@ -292,3 +290,9 @@ def test_a_sweep_that_ended_before_its_driver_died_is_reported_without_training(
     assert sweep.run(wanted, sweep_dir, resume=True) == 0
     assert states(Journal(sweep_dir / JOURNAL_FILE)) == ["finished", "stopped"]
     assert "Best: trial 000 with 19.00 dB" in capsys.readouterr().out
+
+
+def test_reports_of_a_trial_divide_its_epochs(tmp_path: Path) -> None:
+    wanted = load_sweep(write_sweep(tmp_path, "train.epochs=2", "train.batch_size=10", steps=100, reports=8))
+    assert sweep.trial_config(wanted, "direct", {}, "name", 1000).train.save_every == 25
+    assert sweep.trial_config(wanted, "direct", {"train.epochs": 4.0}, "name", 1000).train.save_every == 50

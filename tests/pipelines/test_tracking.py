@@ -57,6 +57,18 @@ def test_all_config_keys_are_params(client: MlflowClient, run_dir: Path) -> None
     assert client.get_experiment(run.info.experiment_id).name == config.tracking.experiment
 
 
+def test_what_the_configuration_says_of_the_run_are_tags(client: MlflowClient, run_dir: Path) -> None:
+    said = ["tracking.description=A city", "tracking.version='1.0'", "tracking.labels=[large, first]"]
+    with Tracker(load_config(overrides=said), run_dir) as tracker:
+        pass
+    tags = client.get_run(run_id_of(tracker)).data.tags
+    assert (tags["mlflow.note.content"], tags["version"], tags["labels"]) == ("A city", "1.0", "large,first")
+    (other := run_dir.with_name("other")).mkdir()
+    with Tracker(Config(), other) as silent:
+        pass
+    assert not {"mlflow.note.content", "version", "labels"} & set(client.get_run(run_id_of(silent)).data.tags)
+
+
 def test_rows_come_back_as_metrics_over_steps(client: MlflowClient, run_dir: Path) -> None:
     rows = [
         {"step": step, "loss": 1 / step, "level_share": {"0": 0.25, "1": 0.75}, "psnr": math.nan, "note": "text"}

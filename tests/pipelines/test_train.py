@@ -24,15 +24,18 @@ from inf_nerf.config import Config, load_config
 from inf_nerf.errors import InputError
 from inf_nerf.octree.tiles import tile_file
 from inf_nerf.octree.topology import key_name
-from inf_nerf.train import loop
+from inf_nerf.train import figures, loop
 from inf_nerf.train.manifest import MANIFEST, digest_of, latest_checkpoint, read_manifest
 from inf_nerf.train.reservoir import RayBatch, TileBatches
 from inf_nerf.train.turns import MIB, node_bytes
-from pipelines import prepare, synth, train, worker
-from pipelines.division import Dealing
+from pipelines import monitor, prepare, synth, train, worker
+from pipelines.division import Dealing, tile_tables
 from pipelines.ingest import read_tiles
 from pipelines.run_lock import run_lock
+from pipelines.run_log import run_id
+from pipelines.signals import sigterm_leaves
 from pipelines.tracking import Tracker
+from tests.test_foreign_keys import EXAMPLE
 
 SETTINGS = [
     "field.num_levels=4", "field.log2_table_size=9", "field.max_res=16", "field.hidden_density=16",
@@ -66,6 +69,7 @@ def fit_here(config: Config, run_dir: Path, dealing: Dealing, start: Path | None
         return lambda: read_tiles(pa.table({"file": [str(file) for file in files]}), tiles)
 
     settings = {"config": config, "run_dir": run_dir, "start": start, "threads": 1}
+    settings |= {"log": (run_id(run_dir), logging.INFO), "pixels": dealing.pixels}
     settings |= {"partition_of": dealing.partition_of, "loads_of": {1: dealing.loads(1)}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "_shard", shard)
@@ -120,6 +124,40 @@ def test_a_run_ends_with_checkpoints_rows_and_an_evaluation(trained: Path, score
     assert steps(trained) == [1, 2, 3, 4]
     assert scores == [trained / "checkpoints/00000004"]
     assert not list(trained.rglob("*.partial"))
+
+
+def test_driver_and_rank_keep_what_they_say_under_the_name_of_the_rows(trained: Path) -> None:
+    said = [json.loads(line) for line in (trained / "logs/driver.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert {line["run"] for line in said + rows} == {run_id(trained)}
+    assert {line["rank"] for line in said if line["logger"] == "pipelines.worker"} == {0}  # which is this process
+    assert {line["rank"] for line in said if line["logger"] in ("pipelines.train", "pipelines.watch")} <= {None}
+    assert [line["step"] for line in said if line["message"].startswith("Saved")] == [2, 4]
+    assert all(0 < row["data_share"] < 1 for row in rows)
+
+
+def test_a_file_of_other_trainers_trains_for_its_epochs(
+    photos: Path, tmp_path: Path, scores: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["train.epochs=0.03", "train.picture_every=2", "train.eval_every=3", "train.profiler=true"]
+    config = load_config(EXAMPLE, [*SETTINGS, *small, "tracking.enabled=false"])
+    run_dir = tmp_path / "run"
+    assert train.run(config, run_dir, data_root=photos) == 0
+    dealing = Dealing.of(config, (prepared := prepare.read_prepared(run_dir)).octree, tile_tables(run_dir, prepared))
+    steps = config.train.steps_for(dealing.pixels)
+    assert steps == -(-0.03 * dealing.pixels // 64) and 5 < steps < 60
+    newest = latest_checkpoint(run_dir)
+    assert newest is not None and int(newest.name) == steps
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["epoch"] == steps * 64 / dealing.pixels
+    assert all("val_psnr" in row for row in rows if row["step"] % 3 == 0)
+    assert rows[0]["lr"] == rows[-1]["lr"] == 0.01, "the decay of the file begins at step 50000"
+    pictures = sorted(path.stem for path in (run_dir / "pictures/training").iterdir())
+    assert pictures == [f"{step:08d}" for step in range(2, steps + 1, 2)]
+    assert list((run_dir / "profiler").glob("rank0.*.json"))
+    capsys.readouterr()
+    assert train.run(config, run_dir, data_root=photos) == 0
+    assert f"already trained ({steps} steps)" in capsys.readouterr().out
 
 
 def test_a_directory_that_was_never_prepared_is_refused(tmp_path: Path) -> None:
@@ -304,8 +342,8 @@ def test_a_loss_that_is_not_finite_saves_nothing_and_says_how_to_go_on(
 ) -> None:
     run_dir, whole = tmp_path / "run", loop.forward
 
-    def poisoned(work: loop.Work, batch: RayBatch) -> Any:
-        terms, *rest = whole(work, batch)
+    def poisoned(work: loop.Work, batch: RayBatch, *part: int) -> Any:
+        terms, *rest = whole(work, batch, *part)
         if work.progress.step == 3:
             terms["rgb"] = terms["rgb"] * torch.nan
         return terms, *rest
@@ -362,7 +400,7 @@ def test_an_evaluation_that_was_interrupted_is_recorded_by_the_same_command(
 
     with monkeypatch.context() as patch:
         patch.setattr(train.evaluate, "run", interrupt)
-        with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as leaving:
+        with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as leaving, sigterm_leaves():
             train.run(config, run_dir, data_root=photos)
     assert getattr(leaving.value, "code", 143) == 143
     run_id = json.loads((run_dir / "mlflow_run.json").read_text())["run_id"]
@@ -371,6 +409,8 @@ def test_an_evaluation_that_was_interrupted_is_recorded_by_the_same_command(
     run = client.get_run(run_id)
     assert (run.info.status, run.data.metrics["eval/psnr"]) == ("FINISHED", 20.0)
     assert [metric.step for metric in client.get_metric_history(run_id, "eval/psnr")] == [4]
+    pictures = {artifact.path for artifact in client.list_artifacts(run_id, "pictures")}
+    assert pictures >= {f"pictures/plot_{name}.png" for name in ("progress", "octree", "samples")}
     ended = run.info.end_time
     assert train.run(config, run_dir) == 0  # there is nothing to record any more
     assert client.get_run(run_id).info.end_time == ended
@@ -391,3 +431,46 @@ def test_rows_that_a_killed_driver_did_not_read_are_recorded_by_the_next_one(
     run_id = json.loads((run_dir / "mlflow_run.json").read_text())["run_id"]
     history = MlflowClient(mlflow_uri).get_metric_history(run_id, "loss")
     assert [point.step for point in history] == steps(run_dir) == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_alert_that_may_stop_a_training_does_so_with_a_checkpoint_and_a_code_of_its_own(
+    photos: Path, tmp_path: Path, scores: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+    long = changed("train.steps=100000", "train.save_every=100000", "monitor.stop_on=[host_memory]")
+    monkeypatch.setattr(figures, "host_share", lambda: 0.99)
+    assert train.run(long, run_dir, data_root=photos) == train.EXIT_STOPPED
+    newest = latest_checkpoint(run_dir)
+    assert newest is not None and not read_manifest(newest)["complete"] and scores == []
+    (alert,) = [json.loads(line) for line in (run_dir / "alerts.jsonl").read_text().splitlines()]
+    assert (alert["name"], alert["step"], alert["action"]) == ("host_memory", 1, "stop")
+    assert not (run_dir / worker.STOP_FILE).exists()
+    assert (run_dir / "profile/rank0.json").exists()
+
+
+def test_a_training_asked_to_pause_waits_until_it_is_asked_to_go_on(
+    photos: Path, tmp_path: Path, scores: list[Path]
+) -> None:
+    run_dir = tmp_path / "run"
+    long = changed("train.steps=100000", "train.save_every=100000")
+    seen: list[list[int]] = []
+
+    def disturb() -> None:
+        while not (run_dir / "metrics.jsonl").exists():
+            time.sleep(0.05)
+        monitor.make(run_dir, "pause")
+        time.sleep(2.0)  # the workers look twice a second
+        seen.append(steps(run_dir))
+        time.sleep(1.0)
+        seen.append(steps(run_dir))
+        monitor.make(run_dir, "resume")
+        time.sleep(2.0)
+        seen.append(steps(run_dir))
+        monitor.make(run_dir, "stop")
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    assert train.run(long, run_dir, data_root=photos) == train.EXIT_STOPPED
+    thread.join()
+    paused, still, resumed = seen
+    assert paused == still and len(resumed) > len(still)

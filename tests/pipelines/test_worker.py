@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch.distributed as dist
 from inf_nerf.errors import InputError
 from inf_nerf.train.checkpoint import restore, save_checkpoint
 from inf_nerf.train.loop import Work
+from inf_nerf.train.manifest import DamagedError
 from pipelines import worker
 from tests.train.ranks import run_ranks
 from tests.train.tiny import tiny_config, tiny_octree, tiny_scene, tiny_work
@@ -97,3 +100,40 @@ def damaged_for_one(rank: int, where: Path) -> tuple[int, list[str]]:
 
 def test_a_checkpoint_that_is_damaged_for_one_rank_is_set_aside_by_all(tmp_path: Path) -> None:
     assert run_ranks(2, damaged_for_one, tmp_path) == [(2, ["00000002", "00000004.damaged"])] * 2
+
+
+def test_a_checkpoint_that_training_began_from_and_that_is_gone_is_no_reason_to_start_anew(tmp_path: Path) -> None:
+    begun = tmp_path / "other/checkpoints/00000004"
+    with pytest.raises(InputError, match=r"00000004, from which the training began, is gone, and .*run holds no"):
+        worker._from_newest(tmp_path / "run", begun, 0, lambda start: tiny_work().work)
+
+
+@pytest.mark.parametrize("subtree", [None, "r0"])
+def test_without_a_sound_checkpoint_a_whole_tree_starts_anew_and_a_subtree_does_not(
+    tmp_path: Path, subtree: str | None
+) -> None:
+    whole = tiny_work().work
+    begun = save_checkpoint(tmp_path, whole, tiny_scene(), tiny_octree(), "tiny", None, False)
+    config, started = tiny_config(train={"subtree": subtree}), []
+
+    def ready(start: Path | None) -> Work:
+        if start is not None:
+            raise DamagedError("r.safetensors is damaged; delete it.")
+        if subtree is not None:
+            return worker._ready({"config": config, "start": begun}, *[None] * 4, start)  # type: ignore[arg-type]
+        started.append(start)
+        return whole
+
+    if subtree is None:
+        assert worker._from_newest(tmp_path, begun, 0, ready) is whole and started == [None]
+    else:
+        with pytest.raises(InputError, match="subtree r0 is trained again is damaged, and the run holds no"):
+            worker._from_newest(tmp_path, begun, 0, ready)
+    assert [path.name.partition("-")[0] for path in begun.parent.iterdir()] == ["00000000.damaged"]
+
+
+def test_a_worker_holds_no_library_that_only_draws() -> None:
+    listed = "import sys, pipelines.worker; print({name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True).stdout
+    assert "'torch'" in loaded
+    assert "'matplotlib'" not in loaded and "'mlflow'" not in loaded

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inf_nerf.octree.routing import route
 from inf_nerf.render.images import Crop, RenderedImage, render_image
 from inf_nerf.render.model import Model
 from inf_nerf.render.poses import look_at
-from inf_nerf.render.stored_model import BLOCK, StoredModel, block_bundles
+from inf_nerf.render.stored_model import BLOCK, PROBE, StoredModel, Surface, block_bundles, probes
 from inf_nerf.scene.cameras import Cameras
 from tests.octree.conftest import grow
 from tests.render.stored_nodes import MemorySource, stored, whole_model
@@ -150,16 +151,6 @@ def test_a_view_of_any_rays_answers_as_the_whole_model() -> None:
         assert bool(stored(MODEL, 2 * ROW).render(rays).rgb.isfinite().all())
 
 
-def test_a_box_answers_as_the_whole_model() -> None:
-    low, high = torch.tensor([-0.3, -0.2, -0.4]), torch.tensor([0.2, 0.3, 0.1])
-    xyz = low + (high - low) * torch.rand(500, 3, generator=torch.Generator().manual_seed(0))
-    for footprint in (0.06, 0.02, 0.001):
-        asked = torch.full((len(xyz),), footprint)
-        with closing(stored(MODEL, 200 * ROW).cache) as cache, torch.no_grad():
-            found = StoredModel(MODEL, TREE, cache).for_box(low, high, footprint)
-            assert torch.equal(found.density(xyz, asked), MODEL.density(xyz, asked))
-
-
 def test_an_appearance_can_be_fitted_to_a_view() -> None:
     cameras = views(2, 1)
     rays = cameras.image_rays(0, 0)[torch.arange(0, 96 * 70, 97)]
@@ -188,16 +179,60 @@ def test_blocks_know_their_rays() -> None:
         assert float(rays.radius[mine].min()) == pytest.approx(float(blocks.radius[block]))
 
 
-def test_what_does_not_fit_is_left_out_from_the_finest_level_on() -> None:
+def seen_surface(cameras: Cameras) -> Surface:
+    rays, _ = probes(cameras, 0, 0, Crop(0, 0, 32, 32))
+    return stored(MODEL, 5 * ROW)._surface(rays)
+
+
+def below_one_by_one(surface: Surface, nodes: list[int]) -> list[int]:
+    """The rule of :meth:`Surface.below` as a walk from each ray's node up to the root."""
+    held = dict.fromkeys(nodes, 0)
+    for key, opacity in zip(surface.key.tolist(), surface.opacity.tolist(), strict=True):
+        at = int(TREE.index_of(torch.tensor([key])))
+        while at >= 0:
+            if at in held:
+                held[at] += opacity
+            at = int(TREE.parent[at])
+    return list(held.values())
+
+
+def test_the_surface_below_a_node_is_that_of_all_its_descendants() -> None:
+    for seed in range(4):
+        surface = seen_surface(views(seed, 1))
+        assert len(surface.key) == (32 // PROBE) ** 2
+        for nodes in (torch.arange(TREE.num_nodes), torch.arange(0, TREE.num_nodes, 3)):
+            assert surface.below(TREE, nodes).tolist() == below_one_by_one(surface, nodes.tolist())
+
+
+def test_where_the_surface_is_the_root_says() -> None:
+    cameras = views(3, 1)
+    rays, xy = probes(cameras, 0, 0, Crop(5, 9, 95, 41))
+    assert torch.equal(rays.direction, cameras.image_rays(0, 0)[(xy[:, 1] + 9) * 96 + xy[:, 0] + 5].direction)
+    surface = stored(MODEL, 200 * ROW)._surface(rays)
+    alone = stored(MODEL, 2 * ROW).render(rays, appearance=torch.zeros(4))
+    xyz = rays.origin + alone.depth[:, None] * rays.direction
+    node, _ = route(TREE, xyz, alone.depth * rays.radius * MODEL.config.octree.footprint_px)
+    assert torch.equal(surface.key, TREE.keys[node]) and torch.equal(surface.level, TREE.level[node])
+    assert torch.equal(surface.opacity, (alone.opacity * 255).round().long())
+    assert len(set(surface.key.tolist())) > 1
+
+
+def test_of_what_does_not_fit_those_stay_that_hold_most_of_the_surface() -> None:
     crop, enough = Crop(0, 0, 32, 32), stored(MODEL, 200 * ROW)
     plans = ((cameras, enough._plan(cameras, 0, 0, crop, 0.0)) for cameras in (views(seed, 1) for seed in range(100)))
-    cameras, whole = next((cameras, nodes) for cameras, [(_, nodes)] in plans if len(nodes) > 12)
-    for rows in range(2, len(whole) + 1):
-        [(_, nodes)] = stored(MODEL, rows * ROW)._plan(cameras, 0, 0, crop, 0.0)
-        assert len(nodes) == stored(MODEL, rows * ROW).cache.num_rows - 1
-        assert TREE.restrict(TREE.keys[nodes].tolist()).num_nodes == len(nodes)  # no node without its parent
-        left_out = set(whole.tolist()) - set(nodes.tolist())
-        assert TREE.level[sorted(left_out)].min() >= TREE.level[nodes].max()
+    crowded = [(cameras, nodes) for cameras, [(_, nodes)] in plans if len(nodes) > 12][:4]
+    not_the_coarsest = 0
+    for cameras, whole in crowded:
+        held = dict(zip(whole.tolist(), seen_surface(cameras).below(TREE, whole).tolist(), strict=True))
+        for rows in range(2, len(whole) + 1):
+            model = stored(MODEL, rows * ROW)
+            [(_, nodes)] = model._plan(cameras, 0, 0, crop, 0.0)
+            assert len(nodes) == model.cache.room
+            assert TREE.restrict(TREE.keys[nodes].tolist()).num_nodes == len(nodes)  # no node without its parent
+            left_out = sorted(set(whole.tolist()) - set(nodes.tolist()))
+            assert max(held[node] for node in left_out) <= min(held[node] for node in nodes.tolist())
+            not_the_coarsest += int(TREE.level[left_out].min() < TREE.level[nodes].max())
+    assert not_the_coarsest > 0
 
 
 def test_the_source_is_asked_once_for_a_picture_that_fits() -> None:

@@ -12,7 +12,7 @@ from inf_nerf.config import SamplerConfig
 from inf_nerf.octree.routing import blend_neighbour, route
 from inf_nerf.octree.topology import Octree
 from inf_nerf.render.sampling import cube_span
-from inf_nerf.render.working_set import Bundles, nodes_in_box, working_set
+from inf_nerf.render.working_set import Bundles, working_set
 from inf_nerf.scene.cameras import Rays
 from tests.octree.conftest import grow, prune
 from tests.train.tiny import tiny_scene
@@ -149,23 +149,3 @@ def test_what_is_nearer_than_a_ray_begins_is_not_asked_finely() -> None:
 def test_no_ray_is_no_bundle() -> None:
     with pytest.raises(ValueError, match="at least one ray"):
         Bundles.of(random_rays(0)[:0], 1.0)
-
-
-@settings(max_examples=60, deadline=None)
-@given(seeds, seeds)
-def test_a_box_holds_the_nodes_that_its_positions_ask_and_no_others(tree_seed: int, seed: int) -> None:
-    tree = prune(grow(tree_seed), seed) if seed % 2 else grow(tree_seed)
-    generator = torch.Generator().manual_seed(seed)
-    low = torch.rand(3, generator=generator) * 1.8 - 1
-    high = (low + 0.02 + 0.8 * torch.rand(3, generator=generator)).clamp_max(1)
-    footprint = float(tree.gsd[0]) * 2.0 ** -(5 * float(torch.rand(1, generator=generator)))
-    nodes = nodes_in_box(tree, low, high, footprint)
-    xyz = low + (high - low) * torch.rand(4000, 3, generator=generator)
-    answering, _ = route(tree, xyz, torch.full((len(xyz),), footprint))
-    assert set(answering.tolist()) <= set(nodes.tolist())
-    below = nodes[1:]
-    assert (footprint < tree.gsd[tree.parent[below]]).all()
-    centre, half = tree.centre[below], tree.half[below, None]
-    assert ((centre - half <= high + 1e-4) & (centre + half >= low - 1e-4)).all()
-    assert set(tree.parent[below].tolist()) <= set(nodes.tolist())
-    assert torch.equal(nodes, nodes.unique())

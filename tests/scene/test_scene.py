@@ -1,5 +1,7 @@
 """A scene holds the right points, survives saving, and refuses unusable folders in one sentence."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,3 +166,12 @@ def test_real_photos_fit_their_points(real_photos: Callable[[str], Path], name: 
     assert float(aside.median()) < 0.6  # pixels; the models' own reprojection error is 0.37 to 0.43 at half this size
     width, height = scene.cameras.level_size(0, 0)
     assert read_photo(scene, 0).shape == (height, width, 3)
+
+
+def test_photos_are_read_with_sigterm_left_to_the_program() -> None:
+    program = (
+        "import os, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit('closed'));"
+        "import inf_nerf.scene.scene; os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "closed\n")

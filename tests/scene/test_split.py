@@ -1,5 +1,6 @@
 """Which photos are train, val and test."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,21 @@ def test_some_photo_must_be_left_to_train_on(tmp_path: Path) -> None:
     listed.write_text("\n".join(NAMES))
     with pytest.raises(InputError, match="no photo to train on"):
         split_photos(NAMES, SceneConfig(test_list=listed))
+
+
+def test_val_images_that_the_scene_has_replace_the_rule(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="inf_nerf"):
+        splits = split_photos(NAMES, SceneConfig(val_images=("img_002.jpg", "img_008.jpg", "other.jpg")))
+    assert positions(splits, "val") == [2, 8]
+    assert positions(splits, "test") == [0, 16, 24, 32], "a photo that is named is none of the rule's"
+    assert "other.jpg" in caplog.text and "img_002.jpg" not in caplog.text
+
+
+def test_val_images_that_the_scene_lacks_leave_the_rule() -> None:
+    assert split_photos(NAMES, SceneConfig(val_images=("other.jpg",))) == split_photos(NAMES, SceneConfig())
+
+
+def test_val_images_in_a_list_of_another_split_are_refused(tmp_path: Path) -> None:
+    (tests := tmp_path / "test.txt").write_text("img_003.jpg\n")
+    with pytest.raises(InputError, match=r"img_003\.jpg"):
+        split_photos(NAMES, SceneConfig(test_list=tests, val_images=("img_003.jpg",)))

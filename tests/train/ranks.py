@@ -1,5 +1,6 @@
 """Runs a function as several ranks of a gloo group: real processes, a file to meet, no Ray."""
 
+import multiprocessing
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -18,8 +19,12 @@ def run_ranks(num_ranks: int, function: Callable[..., Any], *args: Any) -> list[
 
     ``function`` must be importable by name.  An exception in any of them is raised here.
     """
+    # Processes are copies of one that has imported what takes seconds and has done nothing else.
+    multiprocessing.set_forkserver_preload(["pytest", "torch._dynamo", "tests.train.tiny"])
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_enter, (num_ranks, folder, function, args), nprocs=num_ranks)  # type: ignore[attr-defined]
+        torch.multiprocessing.start_processes(  # type: ignore[attr-defined]
+            _enter, (num_ranks, folder, function, args), nprocs=num_ranks, start_method="forkserver"
+        )
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(num_ranks)]
 
 

@@ -14,7 +14,8 @@ from inf_nerf.scene.cameras import Rays
 from inf_nerf.train.assembly import assemble
 from inf_nerf.train.checkpoint import restore, save_checkpoint
 from inf_nerf.train.exchange import Exchange
-from inf_nerf.train.loop import LOSSES, Work, forward, train
+from inf_nerf.train.figures import LOSSES
+from inf_nerf.train.loop import Work, forward, train
 from inf_nerf.train.losses import Seen
 from inf_nerf.train.reservoir import RayBatch
 from tests.render.test_segments import grazing

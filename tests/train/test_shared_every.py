@@ -14,6 +14,7 @@ from inf_nerf.train.checkpoint import restore
 from inf_nerf.train.loop import Work, forward, train, update
 from inf_nerf.train.manifest import latest_checkpoint
 from inf_nerf.train.reservoir import RayBatch
+from inf_nerf.train.schedule import learning_rate
 from tests.train.ranks import run_ranks
 from tests.train.test_checkpoint import assert_equal_checkpoints, folder, run
 from tests.train.test_shared_gradients import CONFIG, LEAVES, FixedTracks, joined, pixels, prepare
@@ -60,10 +61,14 @@ def as_rank(rank: int, num_ranks: int, settings: dict[str, Any]) -> list[dict[in
     batches = batches_of(tiny.partition, rank)
     prepare(work, batches[0][1])
     for batch, tracks in batches:
-        update(work, backward(work, batch, tracks))
+        update(work, backward(work, batch, tracks), rate_of(work))
         work.progress.step += 1
         history.append(values(work))
     return history
+
+
+def rate_of(work: Work) -> float:
+    return learning_rate(work.config.train, work.progress.step, work.progress.share(work.config))
 
 
 def twin(num_ranks: int, settings: dict[str, Any]) -> list[dict[int, list[Tensor]]]:
@@ -76,9 +81,9 @@ def twin(num_ranks: int, settings: dict[str, Any]) -> list[dict[int, list[Tensor
     prepare(work, parts[0][0][1])
     for step in range(STEPS):
         backward(work, *joined([part[step] for part in parts]))
-        work.optimiser.step(work.progress.share(config), owned, appearance=False)
+        work.optimiser.step(rate_of(work), owned, appearance=False)
         if (step + 1) % config.train.shared_every == 0:
-            work.optimiser.step(work.progress.share(config))
+            work.optimiser.step(rate_of(work))
         work.progress.step += 1
         history.append(values(work))
     return history

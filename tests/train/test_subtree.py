@@ -71,6 +71,16 @@ def test_everything_else_is_the_same_to_the_byte(base: Path, tmp_path: Path) -> 
     assert (manifest["step"], manifest["complete"], manifest["budget_from"][0]) == (100, True, 60)
 
 
+def test_the_manifest_still_says_who_trained_the_rest(base: Path, tmp_path: Path) -> None:
+    config = tiny_config(train={"steps": 6, "batch_size": 192, "subtree": a_block(), "save_every": 2})
+    work = tiny_work(config).work
+    restore(work, base)
+    work.progress.budget_from = (work.progress.step, work.progress.seconds)
+    before, after = (read_manifest(path)["subtrees"] for path in (base, run(work, tmp_path)))
+    assert len(before) > 1 and set(before.values()) == {0}
+    assert after == before | {a_block(): 1}  # a part of its own: its borders are seams
+
+
 def test_several_workers_divide_the_subtree(base: Path, tmp_path: Path) -> None:
     run_ranks(2, as_one_of_two, tmp_path, base)
     after = latest_checkpoint(tmp_path)

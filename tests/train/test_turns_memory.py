@@ -56,7 +56,7 @@ def take_turn(run_dir: Path, config: Config, turns: Turns, octree: Octree) -> se
     # every node has gradients and moments sooner or later
     nodes = torch.arange(work.model.field.num_nodes).repeat_interleave(16)
     work.model.field.density(torch.rand(len(nodes), 3), nodes)[0].sum().backward()
-    work.optimiser.step(0.0)
+    work.optimiser.step(1e-2)
     save(None)
     return set(work.model.field.keys.tolist())
 

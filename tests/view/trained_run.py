@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from inf_nerf.config import Config
+from inf_nerf.diagnose.profiler import Profiler, profile_file
 from inf_nerf.scene.scene import Photo
 from inf_nerf.train.checkpoint import save_checkpoint
 from inf_nerf.train.loop import train
@@ -43,7 +44,10 @@ def trained_run(run_dir: Path) -> Path:
     def on_save(val_psnr: float | None) -> None:
         save_checkpoint(run_dir, work, scene, tiny_octree(), "tiny", val_psnr, True)
 
-    train(work, rows.append, on_save, lambda: False)
+    with Profiler() as profiler:
+        train(work, rows.append, on_save, lambda: False)
+    (run_dir / "profile").mkdir()
+    (run_dir / profile_file(0)).write_text(json.dumps({"rank": 0, "num_ranks": 1, "step": 12, **profiler.report()}))
     assert tuple(sorted(path.name for path in (run_dir / "checkpoints").iterdir())) == SAVES
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     scene.save(run_dir)

@@ -1,12 +1,14 @@
-"""A real browser at the viewer of a trained run: what it shows, how soon, and within which memory.
+"""A real browser at the viewer of a trained demo: what it shows, how soon, and within which memory.
 
-INF_NERF_VIEW_RUN names another run than the tiny one, INF_NERF_SCREENSHOTS a folder in which the pictures stay.
+INF_NERF_VIEW_RUN names another run, INF_NERF_SCREENSHOTS a folder in which the pictures stay.
 """
 
 import logging
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -29,17 +31,36 @@ from pipelines.viewer.visitor import Visitor
 from tests.chromium import Chromium, chromium_or_skip
 from tests.view.trained_run import SAVES, trained_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 BUDGET = 32_000_000  # bytes
 SOON = 2.0  # seconds from the connection to the first picture
 CENTRE = (500, 400)  # of the scene in the window; the panel lies right of it
 
 
+# the demo of fewer and smaller photos, trained shortly in one process, and with tables of which BUDGET holds a part
+CITY = "CityParameters(blocks=3, photos=30, size=240)"
+SHORT = (
+    *("field.log2_table_size=15", "train.num_workers=0", "train.batch_size=2048", "train.steps=150"),
+    *("train.max_seconds=null", "eval.right_half=false", "render.frames=2", "tracking.enabled=false"),
+)
+
+
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    named = os.environ.get("INF_NERF_VIEW_RUN")
-    return Path(named) if named else trained_run(tmp_path_factory.mktemp("browser") / "run")
+    if named := os.environ.get("INF_NERF_VIEW_RUN"):
+        return Path(named)
+    folder = tmp_path_factory.mktemp("browser")
+    program = (
+        "import sys; from pathlib import Path; from pipelines import demo; "
+        f"from inf_nerf.scene.city.folder import CityParameters; sys.exit(demo.run(Path('demo'), sys.argv[1:], {CITY}))"
+    )
+    paths = {"PYTHONPATH": str(Path(__file__).parents[3])}
+    made = subprocess.run(
+        [sys.executable, "-c", program, *SHORT], cwd=folder, env=os.environ | paths, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    return folder / "demo"
 
 
 class Viewing:
@@ -140,7 +161,9 @@ def test_mouse_moves_the_camera_and_modes_and_cubes_show(
         pictures[mode] = shot(mode)
     panel = viewing.only.panel
     controls: list[tuple[str, Any, Any]] = [
+        ("colour", panel.mode, MODES[0]),
         ("cubes", panel.wireframe, "all levels"),
+        ("level_cubes", panel.mode, "level"),
         ("cameras", panel.cameras, True),
         ("points", panel.points, True),
         ("cropped", panel.crop, True),
@@ -170,7 +193,8 @@ def test_click_names_the_node(browser: Chromium, viewing: Viewing, shot: Callabl
     shot("node_details")
 
 
-def test_budget_holds_in_a_flight(browser: Chromium, viewing: Viewing) -> None:
+def test_budget_holds_in_a_flight(browser: Chromium, viewing: Viewing, shot: Callable[[str], np.ndarray]) -> None:
+    assert viewing.run.checkpoint.model_bytes > BUDGET
     arrive(browser, viewing)
     process = psutil.Process()
     memory = []
@@ -184,8 +208,9 @@ def test_budget_holds_in_a_flight(browser: Chromium, viewing: Viewing) -> None:
         assert viewing.run.checkpoint.model.cache.resident_bytes <= BUDGET
         memory.append(process.memory_info().rss)
     cache = viewing.run.checkpoint.model.cache
-    assert cache.figures.peak_bytes <= BUDGET
+    assert cache.figures.peak_bytes <= BUDGET and cache.figures.evicted > 0
     assert max(memory[3:]) - memory[2] < 150e6  # nothing piles up outside the budget either
+    shot("flight")
     assert browser.errors == []
 
 
@@ -212,13 +237,8 @@ def test_slow_browser_does_not_hold_up_another(browser: Chromium, viewing: Viewi
                 process.resume()
 
 
-def test_new_checkpoint_appears_by_itself(
-    run_dir: Path, browser: Chromium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if os.environ.get("INF_NERF_VIEW_RUN"):
-        pytest.skip("moves checkpoints of the tiny run")
-    copy = tmp_path / "run"
-    shutil.copytree(run_dir, copy)
+def test_new_checkpoint_appears_by_itself(browser: Chromium, tmp_path: Path) -> None:
+    copy = trained_run(tmp_path / "run")
     shutil.move(copy / "checkpoints" / SAVES[2], tmp_path / SAVES[2])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
