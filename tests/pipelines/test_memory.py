@@ -33,8 +33,9 @@ from tests.train.ranks import run_ranks
 
 MIB = 1 << 20
 WIDTH, HEIGHT = 2560, 1920
-CAP_MB, TILES_MB = 64, 256
-BYTES_PER_PIXEL = 24  # of a photo that is being cut: itself, its pyramid, its tiles, and their compressed form
+CAP_MB, TILES_MB = 256, 768
+STEPS = 40  # that are watched with few tiles, and again with all
+BYTES_PER_PIXEL = 28  # of a photo that is being cut: itself, its pyramid, its tiles, and their compressed form
 SETTINGS = [
     "field.num_levels=4", "field.log2_table_size=9", "field.max_res=16", "field.hidden_density=16",
     "field.hidden_color=16", "field.appearance_dim=4", "octree.num_levels=2", "scene.pyramid_levels=3",
@@ -49,7 +50,7 @@ CONFIG = load_config(None, SETTINGS)
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of photos of five megapixels with speckles, prepared by Ray."""
     folder = tmp_path_factory.mktemp("memory")
-    photos = write_capture(folder / "photos", [make_camera(width=WIDTH, height=HEIGHT)], num_photos=20)
+    photos = write_capture(folder / "photos", [make_camera(width=WIDTH, height=HEIGHT)], num_photos=58)
     speckles = np.random.default_rng(0).integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
     photo = io.BytesIO()
     Image.fromarray(speckles).resize((WIDTH, HEIGHT)).save(photo, format="JPEG")
@@ -75,21 +76,19 @@ def watch_the_reservoir(settings: dict[str, Any]) -> None:
     partition: Partition = settings["partition"]
     scene, octree, colour = prepared.scene, prepared.octree, prepared.mean_colour
     work = assemble(config, scene, octree, partition, 0, shards["train"], shards["val"], colour)
-    before = unique_bytes()
     reservoir, work.reservoir = work.reservoir, Reservoir(shards["train"], MIB, config.data.level_boost)
-    train_until(work, 10)  # what is compiled and imported at its first use is there
+    train_until(work, 20)  # what is compiled and imported at its first use is there
     with PeakMemory() as idle:
-        train_until(work, 30)
+        train_until(work, 20 + STEPS)
     work.reservoir = reservoir
     seen: set[int] = set()
     with PeakMemory() as busy:
-        for step in range(31, 75):
+        for step in range(21 + STEPS, 21 + 2 * STEPS):
             train_until(work, step)
             seen |= set(work.reservoir.state()["tiles"])
     me = psutil.Process()
     others = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith("ray::")]
     figures = {
-        "before": before,
         "idle": idle.peak,
         "busy": busy.peak,
         "resident": work.reservoir.nbytes,
@@ -168,4 +167,5 @@ def test_tiles_stay_under_their_cap_while_several_times_as_many_pass(run_dir: Pa
     print({name: f"{value / MIB:.1f} MiB" for name, value in figures.items() if name != "tiles"}, readers)
     assert figures["tiles"] == sum(len(count) for count in pixels)
     assert figures["resident"] > 0.7 * CAP_MB * MIB
+    # A step that reads tiles takes up to 14 MiB for a moment whatever the cap, so this asks for a cap well above that.
     assert figures["busy"] - figures["idle"] <= 1.1 * CAP_MB * MIB

@@ -117,7 +117,7 @@ def write_capture(
         poses.append(pose)
         used.append(camera)
         (root / "images" / name).parent.mkdir(parents=True, exist_ok=True)
-        shade = np.full((camera.height, camera.width, 3), 40 + 10 * photo, np.uint8)
+        shade = np.full((camera.height, camera.width, 3), (40 + 10 * photo) % 256, np.uint8)
         Image.fromarray(shade).save(root / "images" / name)
     for point, observations in enumerate(seen):
         track = pycolmap.Track()
