@@ -130,7 +130,7 @@ def test_a_child_renders_as_its_parent_did_and_takes_over_its_moments() -> None:
 
 def test_a_planted_empty_subtree_is_pruned_and_pictures_stay() -> None:
     config = tiny_config(
-        octree={"prune_every": 200},
+        octree={"prune_every": 400},  # at 200 one cell may still hold something, which depends on the processor
         train={"steps": 1000, "save_every": 2000, "lr_init": 0.02, "val_rays": 400},
         sampler={"occupancy_warmup": 8, "occupancy_decay": 0.5},
         loss={"lambda_sparsity": 0.2},
@@ -144,14 +144,14 @@ def test_a_planted_empty_subtree_is_pruned_and_pictures_stay() -> None:
     train_tiles, val_tiles = (tiles_of(make_partition(tree, 1, 1), 0, split) for split in ("train", "val"))
     partition = make_partition(prepared, 1, 1)
     work = assemble(config, tiny_scene(), prepared, partition, 0, train_tiles, val_tiles, MEAN_COLOUR)
-    train(work, lambda row: None, lambda psnr: None, lambda: False, until=199)
+    train(work, lambda row: None, lambda psnr: None, lambda: False, until=399)
     before = score_val(work)
-    work.progress.step = 200
+    work.progress.step = 400
     assert work.adaptation.adapt(work)
     left = set(work.adaptation.tree.keys.tolist())
     assert left.isdisjoint(planted)
     assert score_val(work) == pytest.approx(before, abs=0.05)
-    train(work, lambda row: None, lambda psnr: None, lambda: False, until=202)  # and training goes on
+    train(work, lambda row: None, lambda psnr: None, lambda: False, until=402)  # and training goes on
 
 
 @pytest.mark.parametrize("keep", ["weight", "cells"])
