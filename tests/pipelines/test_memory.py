@@ -36,7 +36,7 @@ WIDTH, HEIGHT = 2560, 1920
 CAPS_MB, TILES_MB = (64, 256), 768
 STEPS = 44  # a swap takes an eighth of the cap
 IDLE_SWAPS = 63  # of a reservoir of 1 MiB
-BYTES_PER_PIXEL = 28  # of a photo that is being cut: itself, its pyramid, its tiles, and their compressed form
+BYTES_PER_PIXEL = 24  # of a photo that is being cut: itself, its pyramid, its tiles, and their compressed form
 SETTINGS = [
     "field.num_levels=4", "field.log2_table_size=9", "field.max_res=16", "field.hidden_density=16",
     "field.hidden_color=16", "field.appearance_dim=4", "octree.num_levels=2", "scene.pyramid_levels=3",
@@ -61,6 +61,12 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+def give_back() -> None:
+    """Let allocators give back what they keep for later, which is more at one time than at another."""
+    pa.default_memory_pool().release_unused()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
 def train_on(work: Work, steps: int, more_swaps: int) -> tuple[int, set[int]]:
     """Train with so many swaps of tiles more at each step; the peak of memory and the tiles that were resident."""
     seen: set[int] = set()
@@ -68,6 +74,7 @@ def train_on(work: Work, steps: int, more_swaps: int) -> tuple[int, set[int]]:
     def swap() -> None:
         for _ in range(more_swaps):
             work.reservoir.swap()
+        give_back()
         seen.update(work.reservoir.state()["tiles"])
 
     with PeakMemory() as memory:
@@ -108,8 +115,7 @@ def watch_the_reservoir(settings: dict[str, Any]) -> None:
 def bytes_in_use() -> int:
     """Unique memory without what allocators keep for later, which they give back by and by."""
     gc.collect()
-    pa.default_memory_pool().release_unused()
-    ctypes.CDLL(None).malloc_trim(0)
+    give_back()
     return unique_bytes()
 
 
@@ -179,5 +185,4 @@ def test_tiles_stay_under_their_cap_while_several_times_as_many_pass(
     print({name: f"{value / MIB:.1f} MiB" for name, value in figures.items() if name != "tiles"}, readers)
     assert figures["tiles"] / tiles[1] * tiles[0] >= min(4 * cap_mb, TILES_MB) * MIB
     assert 0.7 * cap_mb * MIB < figures["resident"] <= cap_mb * MIB
-    # A tenth above the cap; of 64 MiB that is hardly more than what allocators keep at one time and not at another.
-    assert figures["busy"] - figures["idle"] <= max(1.1 * cap_mb, cap_mb + 14) * MIB
+    assert figures["busy"] - figures["idle"] <= 1.1 * cap_mb * MIB
